@@ -24,13 +24,21 @@ class WorldConfig:
     human_test: float = 0.2       # share of human clips held out for scoring
     tasks: list = field(default_factory=lambda: ['reach', 'push', 'pick up', 'put in the tray'])  # verbs
     trajectories_per_task: int = 50  # robot trajectories to adapt from, for each task
+    robot_body: str = 'franka'    # franka | fetch | two_franka
     robot_test: int = 5           # robot clips a task, only for scoring
-    head_sway: float = 1.0        # how much the human's head moves; 1 = naturally, 0 = not at all
+    wrist: bool = False           # film from the robot's wrists too
+    human_body: str = 'hand'      # whose videos: hand | left_hand | two_hands
+    human_px: int = 224           # side of the square picture of the human videos
+    human_fps: int = 30           # frames a second of the human videos; a multiple of 10 that divides 240
+    head_sway: float = 1.0        # how much the human's head moves; 1 = as people walk, breathe and look about, 0 = not at all
+    wild: float = 1.0             # how rich the looks are: textures, lamps, clutter, blur; 0 = plain
+    distractors: list = field(default_factory=lambda: [2, 5])  # fewest and most objects that are not named
+    wordings: str = 'train'       # how instructions are said: plain | train (eight or more ways)
     human_variation: float = 1.0  # of speed, path and pauses; 1 = as people vary
     robot_variation: float = 0.3  # the same for the robot's expert
     same_color: bool = False      # whether another object may share the named one's colour, so that its shape must tell
     robot_noise: float = 0.003    # disturbance of each executed robot move, m; the recorded action is the undisturbed one
-    image_px: int = 128           # side of the square picture
+    image_px: int = 128           # side of the square picture that the robot sees
     workers: int = 0              # processes; 0 = one a core
 
 # %% ../nbs/parts/config.ipynb #95eb4b35
