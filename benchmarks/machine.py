@@ -23,10 +23,10 @@ class Clock:
         "Replaces a function of a module or class by one that is timed."
         inner = getattr(owner, name)
         def timed(*args, **kwargs):
-            start = time.perf_counter(); self._inner.append(0.)
+            start = time.process_time(); self._inner.append(0.)
             try: return inner(*args, **kwargs)
             finally:
-                whole = time.perf_counter() - start
+                whole = time.process_time() - start
                 self.seconds[piece] = self.seconds.get(piece, 0.) + whole - self._inner.pop()
                 if self._inner: self._inner[-1] += whole
         setattr(owner, name, timed)

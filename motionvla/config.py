@@ -147,7 +147,9 @@ class PolicyConfig:
 @dataclass
 class EvalConfig:
     "Closed-loop trials (stage 05)."
-    episodes_per_task: int = 15   # start states a task, shared by all methods
+    episodes_per_task: int = 15   # start states a task in the split seen, shared by all methods
+    splits: list = field(default_factory=lambda: ['seen', 'unseen'])  # of seen, unseen, novel, shifted
+    other_episodes: int = 5       # start states a task in each of the other splits
     seconds: float = 6.0          # time an episode may take
     execute: int = 5              # actions of a chunk carried out before the next look
     workers: int = 0              # processes; 0 = one a core

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .config import device, set_seed
 from .flow import ActionExpert, euler, flow_loss
-from .runs import Run, open_run, read_json, read_parquet
+from .runs import Run, open_run, read_json, read_jsonl, read_parquet
 from .vlm_pretrain import PrismaticVLM, load_vlm, merge_lora, new_vlm, set_tuning
 
 # %% ../nbs/04_intent_perception.ipynb #3a9af678

@@ -12,7 +12,7 @@ KEYS = {'wall_s': {'world', 'masks', 'vqvae', 'codebook', 'vlm', 'policy', 'eval
         'codebook': {'motion_r2', 'camera_r2', 'motion_r2_background', 'camera_r2_background', 'motion_r2_feature_diff'},
         'vlm': {'token_accuracy', 'token_accuracy_unigram', 'n'},
         'policy': {'trajectories_per_task', 'success'}, 'experts': {'hand', 'franka'}}
-FILES = ['world/human/clips.jsonl', 'world/robot/clips.jsonl', 'world/robot/trajectories.parquet', 'world/robot/features.json',
+FILES = ['world/human/clips.jsonl', 'world/robot/clips.jsonl', 'world/robot/trajectories.parquet', 'world/robot/features.json', 'world/splits.json', 'world/splits.parquet',
          'masks/samples.parquet', 'masks/pairs.parquet', 'masks/coverage.npy', 'vqvae/features.npy', 'vqvae/metrics.jsonl', 'vqvae/model/model.safetensors',
          'codebook/labels.parquet', 'vlm/metrics.jsonl', 'vlm/model/model.safetensors', 'eval/episodes.parquet', 'report.json']
 TRAINED = ['vqvae', 'vlm', 'policy/ours', 'policy/from_scratch']
@@ -34,11 +34,15 @@ def test_report(whole_run):
     report = report_of(whole_run[0])
     for section, keys in KEYS.items():
         assert keys <= set(report[section]), f'{section} lacks {keys - set(report[section])}'
-        for k in keys - {'provider', 'success'}: assert type(report[section][k]) is float, f'{section}.{k} is {report[section][k]!r}'
+        for k in keys - {'provider', 'success', 'hand', 'franka'}: assert type(report[section][k]) is float, f'{section}.{k} is {report[section][k]!r}'
     assert set(report['policy']['success']) >= {'ours', 'from_scratch'}
     for method in ('ours', 'from_scratch'):
         rate = report['policy']['success'][method]
         assert RATE <= set(rate) and all(type(rate[k]) is float for k in RATE) and 0 <= rate['low'] <= rate['rate'] <= rate['high'] <= 1
+    for body in ('hand', 'franka'):  # the rate at which the expert's attempts succeed, by task and over all
+        rates = report['experts'][body]
+        assert set(rates) == {*report['policy']['by_task']['ours'], 'all'} and all(type(r) is float and 0 < r <= 1 for r in rates.values())
+    assert set(report['policy']['by_split']) == {'seen', 'unseen'} and RATE <= set(report['policy']['by_split']['unseen']['ours'])
     assert report['profile'] == 'tiny' and report['seed'] == 0
 
 
