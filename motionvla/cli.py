@@ -21,7 +21,7 @@ from rich.table import Table
 
 from .config import ConfigError, load_config, parse_overrides
 from .runs import STAGES, Run, read_json, read_jsonl, write_json
-from .tabletop import GL_PACKAGES
+from .gl import GL_PACKAGES
 
 # %% ../nbs/parts/cli.ipynb #2fd87fdb
 NOTEBOOKS = {'00_masks': ('world', 'masks'), '01_vqvae': ('vqvae',), '02_codebook': ('codebook',), '03_vlm_pretrain': ('vlm',),
@@ -50,7 +50,9 @@ def notebooks_dir() -> Path:
 
 # %% ../nbs/parts/cli.ipynb #60eeb4f6
 def collect_overrides(sets: list[str],    # key=value each, e.g. vqvae.steps=100
-                      videos: str = '',   # folder of one's own videos
+                      videos: str = '',   # a data set of one's own: a folder of videos, or whatever `open_dataset` knows
+                      reader: str = '',   # name of its reader; '' = found out
+                      split: str = '',    # of the data set
                      ) -> dict:           # nested
     "The overrides of a command line as a nested mapping; raises `UsageError` or `ConfigError` for what cannot be read."
     flat = {}
@@ -59,12 +61,17 @@ def collect_overrides(sets: list[str],    # key=value each, e.g. vqvae.steps=100
         if not equals or '.' not in key: raise UsageError(f'--set {given}: write it as section.key=value, for example --set vqvae.steps=100')
         try: flat[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError: raise UsageError(f'--set {given}: the value is not YAML; put quotes around it') from None
+    flat |= {f'world.reader.{k}': v for k, v in (('kind', reader), ('split', split)) if v}
+    if videos: flat['world.videos'] = str(Path(videos).expanduser().absolute())
+    elif reader or split: raise UsageError('--reader and --split say how --videos is read: give --videos too')
+    overrides = parse_overrides(flat)
     if videos:
-        from motionvla.video import VideoError, find_clips
-        try: find_clips(videos)
-        except VideoError as e: raise UsageError(str(e)) from None
-        flat['world.videos'] = str(Path(videos).expanduser().absolute())
-    return parse_overrides(flat)
+        from motionvla.datasets import DataError, open_dataset
+        options = overrides['world'].get('reader', {})
+        if not isinstance(options, dict): raise UsageError(f'world.reader must be names and values, e.g. --set world.reader.fps=10, not {options!r}')
+        try: open_dataset(videos, **{k: v for k, v in options.items() if k != 'camera'})
+        except DataError as e: raise UsageError(str(e)) from None
+    return overrides
 
 # %% ../nbs/parts/cli.ipynb #70558f7c
 def finished(run: Run, notebook: str) -> bool:
@@ -84,8 +91,8 @@ def forget(run: Run, stage: str) -> list[str]: # what was removed
         sections = set(later) | ({'experts'} if stage == 'world' else set())
         kept = {k: v for k, v in report.items() if k not in sections}
         kept['wall_s'] = {k: v for k, v in report.get('wall_s', {}).items() if k not in later}
-        if 'policy' in report and stage == 'eval':  # success is measured by the last stage
-            kept['policy'] = {k: v for k, v in report['policy'].items() if k != 'success'}
+        if 'policy' in report and stage == 'eval':  # what the last stage measured
+            kept['policy'] = {k: v for k, v in report['policy'].items() if k == 'trajectories_per_task'}
         write_json(run.path/'report.json', kept)
     return gone
 
@@ -206,7 +213,7 @@ def result_rows(report: dict,  # as in report.json
     "One row a stage: its seconds and its numbers in words; sections that are missing are left out, numbers that could not be measured are –."
     r, wall, rows = report, report.get('wall_s', {}), []
     def row(stage, text): rows.append((stage, _number(wall[stage], 0) if stage in wall else '', text))
-    if e := r.get('experts'): row('world', f'scripted experts succeed: {", ".join(f"{k} {_number(v)}" for k, v in e.items())}')
+    if e := r.get('experts'): row('world', 'scripted experts succeed: ' + ', '.join(f'{body} {_number(rates["all"])}' for body, rates in e.items()))
     if m := r.get('masks'):
         scored = f'IoU with the truth {_number(m["iou_mean"])} [{_number(m["iou_low"])}, {_number(m["iou_high"])}], n = {_number(m["n"], 0)}'
         row('masks', f'{m["provider"]}: {scored if m.get("n") else "no truth to score with"}')
@@ -327,10 +334,10 @@ def _stop(message, code):
     raise typer.Exit(code)
 
 
-def prepare(profile, run_dir, videos='', seed=0, from_stage='', to_stage='', sets=()):
+def prepare(profile, run_dir, videos='', seed=0, from_stage='', to_stage='', sets=(), reader='', split=''):
     "The run, its overrides, and the notebooks to run; raises `UsageError` or `ConfigError`; `--from-stage` is carried out."
     begin, end = find_stage(from_stage)[1] if from_stage else '', find_stage(to_stage)[0] if to_stage else '05_eval'
-    overrides = collect_overrides(list(sets), videos)
+    overrides = collect_overrides(list(sets), videos, reader, split)
     config = load_config(profile, overrides, seed)
     notebooks_dir()
     if Path(run_dir).exists() and not Path(run_dir).is_dir(): raise UsageError(f'{run_dir} is a file: give --run-dir a folder')
@@ -345,7 +352,9 @@ def prepare(profile, run_dir, videos='', seed=0, from_stage='', to_stage='', set
 def run_command(
     profile: str = typer.Option('demo', help='tiny, demo, bench, paper, or the path of a .yml file'),
     run_dir: Path = typer.Option(None, help='the run folder; _runs/PROFILE if not given'),
-    videos: str = typer.Option('', help='a folder of your own videos instead of the rendered ones'),
+    videos: str = typer.Option('', help='your own videos instead of the rendered ones: a folder of them, or a data set that motionvla reads'),
+    reader: str = typer.Option('', help='its reader: folder, ssv2, epic, ego4d, egodex, lerobot, rlds, libero, robomimic, robotwin, umi; found out if not given'),
+    split: str = typer.Option('', help='the split of that data set, e.g. train; other options as --set world.reader.fps=10'),
     seed: int = typer.Option(0, help='of everything random'),
     from_stage: str = typer.Option('', help='make this stage and all later ones again, e.g. 02_codebook'),
     to_stage: str = typer.Option('', help='stop after this stage'),
@@ -353,7 +362,7 @@ def run_command(
 ):
     "The whole path, or a piece of it: six notebooks, executed into the run folder. Run again, it goes on where it stopped."
     run_dir = run_dir or Path('_runs')/Path(profile).stem
-    try: run, overrides, todo = prepare(profile, run_dir, videos, seed, from_stage, to_stage, sets)
+    try: run, overrides, todo = prepare(profile, run_dir, videos, seed, from_stage, to_stage, sets, reader, split)
     except (UsageError, ConfigError) as e: _stop(e, 2)
     console = wide_console()
     there = [n for n in NOTEBOOKS if finished(run, n)]
@@ -371,16 +380,19 @@ def run_command(
 # %% ../nbs/parts/cli.ipynb #60b2b67b
 @app.command('world')
 def world_command(
-    body: str = typer.Option('hand', help='whose clips: hand, franka'),
+    body: str = typer.Option('hand', help='whose clips: hand, left_hand, two_hands, franka, fetch, two_franka'),
     n: int = typer.Option(100, help='how many'),
     out: Path = typer.Option(..., help='the folder they go to; what is there already is kept'),
     seed: int = typer.Option(0, help='of everything random'),
-    image_px: int = typer.Option(128, help='side of the square picture'),
+    task: list[str] = typer.Option([], help='only this task, as "open the drawer"; may be given several times; none = all that the body can do'),
+    image_px: int = typer.Option(0, help='side of the square picture; 0 = 224 for hands, 128 for robots'),
+    fps: int = typer.Option(0, help='frames a second; 0 = 30 for hands, 10 for robots'),
+    wrist: bool = typer.Option(False, help="film from a robot's wrists too"),
     workers: int = typer.Option(0, help='processes; 0 = one a core'),
 ):
     "Clips of one body in the tabletop, for data of any size. Run again, it makes what is missing."
     from motionvla.world import make_clips
-    try: made = make_clips(out, body, n, seed, image_px=image_px, workers=workers)
+    try: made = make_clips(out, body, n, seed, task, image_px, fps, wrist, workers=workers)
     except (ValueError, RuntimeError) as e: _stop(e, 2 if isinstance(e, ValueError) else 1)
     except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
     print(f'{made["clips"]} clips, {made["frames"]} frames, experts succeeded in {made["clips"]} of {made["attempts"]} attempts: {out}')

@@ -136,6 +136,7 @@ def run_jobs(folder: Path,   # RUN/world/human or RUN/world/robot
     "Make the clips that are not there yet, each process with its own renderer. Raises RuntimeError if one of them dies."
     from tqdm import tqdm
     for part in ('clips', 'truth', '.parts'): (folder / part).mkdir(parents=True, exist_ok=True)
+    for left in folder.glob('*/.*.aside*'): left.unlink()  # by a process that was killed
     waiting = [j for j in jobs if not (folder / '.parts' / f'{j["index"]:06d}.json').exists()]
     todo, done, stop = queue.Queue(), queue.Queue(), threading.Event()
     for job in waiting: todo.put(job)
