@@ -19,7 +19,8 @@ from .tasks import TEMPLATES, VERBS, combination, combinations, group, sample_ta
 from .textures import SHIFTED_TEXTURES, TRAIN_TEXTURES
 
 # %% ../nbs/parts/splits.ipynb #2e2ea930
-SPLITS = dict(seen=('seen', False), unseen=('unseen', False), novel=('novel', False), shifted=('seen', True), development=('seen', False))  # its group; new looks?
+SPLITS = dict(seen=('seen', False), unseen=('unseen', False), novel=('novel', False), shifted=('seen', True),
+              development=('seen', False))               # its group; new looks?
 SHOWN = dict(human=('seen', 'unseen'), robot=('seen',))  # groups of combinations that training clips show
 
 def shown_by(body: str) -> tuple: # one of the tabletop's bodies → groups of combinations
@@ -94,6 +95,7 @@ def write_splits(folder: str | Path): # RUN/world, or wherever clips are kept; m
     write_parquet(folder / 'splits.parquet', {k: [r[k] for r in rows] for k in rows[0]})
     write_json(folder / 'splits.json', dict(
         splits={name: dict(group=g, new_looks=new, code=CODES[name], verbs=verbs_of(name)) for name, (g, new) in SPLITS.items()}, shown=SHOWN,
-        seeds=dict(training=['seed of the run', BODY_SEED, 'clip', 'attempt'], test=[STREAM, CODES, 'number of the verb', 'index', '1 scene, 2 wording'], verbs=VERBS),
+        seeds=dict(training=['seed of the run', BODY_SEED, 'clip', 'attempt'], verbs=VERBS,
+                   test=[STREAM, CODES, 'number of the verb', 'index', '1 scene, 2 wording']),
         textures=dict(train=TRAIN_TEXTURES, shifted=SHIFTED_TEXTURES), lamps_kelvin=LAMPS, lamp_leans_m=LEAN, camera_off_m=PLACES,
         wordings={v: dict(train=t.words, held=t.held) for v, t in TEMPLATES.items()}))

@@ -65,6 +65,10 @@ TEMPLATES = {
         hold {thing} up
         get {thing} into the air'''), _words('''grab {thing} and hold it up
         lift {thing} off the table''')),
+}
+
+# %% ../nbs/parts/tasks.ipynb #f8e1512b
+TEMPLATES |= {
     'put in the tray': Template(_words('''put {thing} in the tray
         place {thing} in the tray
         drop {thing} into the tray
@@ -94,7 +98,7 @@ TEMPLATES = {
         pick up {thing} and set it down on {other}'''), other=True),
 }
 
-# %% ../nbs/parts/tasks.ipynb #f8e1512b
+# %% ../nbs/parts/tasks.ipynb #841cff3a
 TEMPLATES |= {
     'press the button': Template(_words('''press the button
         push the button
@@ -123,6 +127,10 @@ TEMPLATES |= {
         push the handle until the drawer is closed
         make sure the drawer is shut'''), _words('''slide the drawer in
         push the drawer until it is shut'''), thing=False, needs=('drawer',)),
+}
+
+# %% ../nbs/parts/tasks.ipynb #0c3ae3c9
+TEMPLATES |= {
     'turn the knob': Template(_words('''turn the knob {place}
         rotate the knob {place}
         twist the knob {place}
@@ -143,7 +151,7 @@ TEMPLATES |= {
         push the lid {place}'''), places=SIDES, thing=False, needs=('box',)),
 }
 
-# %% ../nbs/parts/tasks.ipynb #841cff3a
+# %% ../nbs/parts/tasks.ipynb #6194423b
 TEMPLATES |= {
     'put in the drawer': Template(_words('''open the drawer, put {thing} in and close it
         open the drawer, put {thing} in it and close the drawer
@@ -172,6 +180,10 @@ TEMPLATES |= {
         tap the button, then take {thing} off the table
         after pressing the button, lift {thing}'''), _words('''first tap the button, then lift {thing}
         push the button and then pick {thing} up'''), needs=('button',)),
+}
+
+# %% ../nbs/parts/tasks.ipynb #c749435e
+TEMPLATES |= {
     'lift the tray': Template(_words('''lift the tray
         lift the tray level
         lift the tray with both hands
