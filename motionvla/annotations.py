@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINGERS', 'HANDS', 'find_file', 'Annotated', 'SomethingSomething', 'clock_s', 'EpicKitchens', 'narration_text',
-           'Ego4D', 'in_camera', 'project', 'to_square', 'hdf5_array', 'described', 'check_camera', 'EgoDex']
+           'Ego4D', 'in_camera', 'project', 'to_square', 'described', 'check_camera', 'EgoDex']
 
 # %% ../nbs/parts/annotations.ipynb #9e9d212d
 import json, os, re
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .datasets import (Dataset, DataError, Signal, check_length, check_signal, check_text, open_video, read_rows, register, safe_path,
+from .datasets import (Dataset, DataError, Packed, Signal, check_length, check_signal, check_text, open_video, read_rows, register, safe_path,
                                 video_clip)
+from .hdf5 import h5_array, open_hdf5, plainly
 from .video import SUFFIXES
 
 # %% ../nbs/parts/annotations.ipynb #652f3595
@@ -40,13 +41,14 @@ class Annotated(Dataset):
     def video(self, name: str, folder: str = '') -> Path:
         "The video called `name` (without its ending) below root; `folder` is preferred where there are several."
         if self._where is None:
-            self._where = {}
+            where = {}
             for at, folders, files in os.walk(self.root):
                 folders.sort()
                 for f in sorted(files):
                     stem, dot, end = f.rpartition('.')
-                    if dot + end.lower() in SUFFIXES: self._where.setdefault(stem, []).append(os.path.relpath(os.path.join(at, f), self.root))
-        found = self._where.get(name, [])
+                    if dot + end.lower() in SUFFIXES: where.setdefault(stem, []).append(os.path.relpath(os.path.join(at, f), self.root))
+            self._where = Packed(where)
+        found = self._where[name] if name in self._where else []
         if not found: raise DataError(f'there is no video {name!r} below the data\'s folder')
         return safe_path(self.root, next((f for f in found if folder and folder in Path(f).parts), found[0]))
 
@@ -76,6 +78,7 @@ class SomethingSomething(Annotated):
             name = str(row.get('id') or '')
             if name: self.add(name, (name, row.get('label'), row.get('template', ''), row.get('placeholders', [])), f'{table.name}:{i}')
             else: self.quarantine.append(dict(clip=f'{table.name}:{i}', reason=f'row {i} of {table.name} has no id'))
+        self.rows = Packed(self.rows)
 
     @classmethod
     def fits(cls, root): return (root/'20bn-something-something-v2').is_dir() or bool(find_file(root, 'something-something-v2-train.json'))
@@ -106,6 +109,7 @@ class EpicKitchens(Annotated):
         for i, row in rows:
             self.add(row['narration_id'], (row['video_id'], row['start_timestamp'], row['stop_timestamp'], row.get('narration'),
                                            {k: row[k] for k in ('participant_id', 'verb', 'noun') if k in row}), f'{table.name}:{i}')
+        self.rows = Packed(self.rows)
 
     @classmethod
     def fits(cls, root): return bool(find_file(root, 'EPIC_100_train.csv', 'EPIC_100_validation.csv', 'EPIC_100_test_timestamps.csv'))
@@ -158,6 +162,7 @@ class Ego4D(Annotated):
                 if item: self._take(*item)
                 else: self.left_out += 1
         except (AttributeError, TypeError, KeyError) as e: raise DataError(f'{table.name} is not laid out as Ego4D\'s ({type(e).__name__}: {e})') from None
+        self.rows = Packed(self.rows)
 
     def _take(self, key, uid, start, stop, text, said):
         if isinstance(text, str):
@@ -207,25 +212,6 @@ def to_square(pixels: np.ndarray,  # `... 2`: column, row in a picture of width 
     side = min(width, height)
     return (np.asarray(pixels) - [(width - side) // 2, (height - side) // 2] + .5) * size / side - .5
 
-# %% ../nbs/parts/annotations.ipynb #773ec47f
-def hdf5_array(file,               # an open h5py.File
-               name: str,          # path inside it
-               shape: tuple = None,  # to be had; None in it = any length
-              ) -> np.ndarray:
-    "Numbers of an HDF5 file; raises `DataError` for a missing key, a link to another file, anything but numbers, or another shape."
-    import h5py
-    at = file
-    for part in name.strip('/').split('/'):
-        link = at.get(part, getlink=True) if isinstance(at, h5py.Group) and part in at else None
-        if link is None: raise DataError(f'{Path(file.filename).name}: {name} is missing')
-        if not isinstance(link, h5py.HardLink): raise DataError(f'{Path(file.filename).name}: {name} is a link, which is not followed')
-        at = at[part]
-    if not isinstance(at, h5py.Dataset) or at.dtype.kind not in 'fiub' or at.external or at.is_virtual:
-        raise DataError(f'{Path(file.filename).name}: {name} does not hold plain numbers')
-    if shape and (len(shape) != len(at.shape) or any(a not in (None, b) for a, b in zip(shape, at.shape))):
-        raise DataError(f'{Path(file.filename).name}: {name} has the shape {at.shape}, not {tuple("n" if a is None else a for a in shape)}')
-    return at[()]
-
 # %% ../nbs/parts/annotations.ipynb #224b9d73
 def described(attributes, what: str, empty: bool) -> str:
     "The description that a file's attributes name; raises `DataError` where there is none."
@@ -268,16 +254,15 @@ class EgoDex(Dataset):
     def keys(self): return self._keys
 
     def read(self, key):
-        import h5py
         joints = self.options['joints']
         film, numbers = (safe_path(self.root, f'{key}{end}') for end in ('.mp4', '.hdf5'))
         for file in (film, numbers):
             if not file.is_file(): raise DataError(f'{key} has no {file.name}')
-        with h5py.File(numbers, 'r') as f:
+        with plainly(f'{key}.hdf5'), open_hdf5(numbers) as f:
             text = described(f.attrs, f'{key}.hdf5', self.options['empty'])
-            intrinsic, camera = hdf5_array(f, 'camera/intrinsic', (3, 3)), hdf5_array(f, 'transforms/camera', (None, 4, 4)).astype(float)
-            points = np.stack([hdf5_array(f, f'transforms/{j}', (len(camera), 4, 4))[:, :3, 3] for j in joints], 1).astype(float)
-            sure = {j: float(hdf5_array(f, f'confidences/{j}').mean()) for j in joints if f'confidences/{j}' in f}
+            intrinsic, camera = h5_array(f, 'camera/intrinsic', (3, 3)), h5_array(f, 'transforms/camera', (None, 4, 4)).astype(float)
+            points = np.stack([h5_array(f, f'transforms/{j}', (len(camera), 4, 4))[:, :3, 3] for j in joints], 1).astype(float)
+            sure = {j: float(h5_array(f, f'confidences/{j}').mean()) for j in joints if f'confidences/{j}' in f}
         check_camera(camera, intrinsic, f'{key}.hdf5')
         clip = video_clip(key, {'': film}, text)
         check_length(len(camera), clip.n_frames, key)

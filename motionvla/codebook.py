@@ -255,14 +255,13 @@ def draw_pairs(labels: dict,  # from `load_labels`
 
 
 def read_pairs(run: Run, pairs: dict, wanted, px: int = 56) -> dict: # pair number → uint8 `2 px px 3`
-    "First and second frames of some pairs; each video is opened once."
-    from motionvla.encoders import clip_files
-    from motionvla.video import read_frames
-    files, out, wanted = clip_files(run), {}, np.array(sorted(set(w for w in wanted if w >= 0)), int)
+    "First and second frames of some pairs; each clip is opened once."
+    from motionvla.datasets import open_clip, run_clips
+    clips, out, wanted = run_clips(run.path), {}, np.array(sorted(set(w for w in wanted if w >= 0)), int)
     for clip in np.unique(pairs['clip'][wanted]):
         mine = wanted[pairs['clip'][wanted] == clip]
         times = np.stack([pairs['t_source_s'][mine], pairs['t_target_s'][mine]], 1)
-        frames = read_frames(files[str(clip)], times.ravel(), size=px).reshape(len(mine), 2, px, px, 3)
+        frames = open_clip(clips[str(clip)]).frames(times.ravel(), px).reshape(len(mine), 2, px, px, 3)
         out |= dict(zip(mine.tolist(), frames))
     return out
 

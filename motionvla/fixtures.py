@@ -105,6 +105,7 @@ def add_tray(spec, name='tray', rgb=GREY, handles=False):
     tray = spec.worldbody.add_body(name=name, pos=[0, 0, -2])
     thick, high = .004, .011
     box(tray, f'{name}_floor', [TRAY, TRAY, .0015], [0, 0, .0015], rgb)
+    box(tray, f'{name}_under', [TRAY, TRAY, .0003], [0, 0, -.0004], (.12, .10, .16), contype=0, conaffinity=0)  # seen when it lies upside down
     for i, (x, y) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
         box(tray, f'{name}_wall{i}', [thick if x else TRAY + thick, thick if y else TRAY + thick, high], [x * TRAY, y * TRAY, high], rgb)
     if not handles: return
@@ -167,7 +168,7 @@ def add_box(spec):
     import mujoco
     box, can, handle = _shapes(spec)
     w, d, h, t, rgb = .050, .040, .040, .004, (.30, .42, .52)
-    base = spec.worldbody.add_body(name='box_place', pos=[0, 0, -2]).add_body(name='box', gravcomp=1)
+    base = spec.worldbody.add_body(name='box_place', pos=[0, 0, -2]).add_body(name='box', pos=[0, 0, .001], gravcomp=1)  # off the table, which would hold it
     slide = dict(type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[1, 0, 0], limited=True, armature=.05)
     base.add_joint(name='box_slide', range=[-.12, .12], damping=[2, 0, 0], **slide)
     for name, size, pos in (('left', [t, d, h / 2], [-w, 0, h / 2]), ('right', [t, d, h / 2], [w, 0, h / 2]), ('back', [w, t, h / 2], [0, d, h / 2]),

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .datasets import Clip, DataError, Dataset, Running, Signal, VideoClip, check_length, check_signal, check_text, register, safe_path, video_clip
+from .datasets import Clip, DataError, Dataset, Packed, Running, Signal, VideoClip, check_length, check_signal, check_text, register, safe_path, video_clip
 from .runs import append_jsonl, write_json
 from .video import VideoError, nearest, square, write_video
 
@@ -238,7 +238,7 @@ class LeRobot(Dataset):
         super().__init__(root, **options)
         self.info = read_info(self.root)
         self.tasks, self.episodes = read_tasks(self.root, self.info), read_episodes(self.root, self.info)
-        self.rows = {f'episode_{i:06d}': at for at, i in enumerate(self.episodes['episode_index'].to_pylist())}
+        self.rows = Packed({f'episode_{i:06d}': at for at, i in enumerate(self.episodes['episode_index'].to_pylist())})
         if (n := self.info.get('total_episodes', len(self))) != len(self):
             self.quarantine.append(dict(clip='meta/episodes', reason=f'the table of episodes has {len(self)} of the {n} that meta/info.json promises'))
         views = [(key, f['dtype']) for key, f in self.info['features'].items() if f['dtype'] in ('video', 'image')]

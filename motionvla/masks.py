@@ -21,8 +21,9 @@ from urllib.parse import quote
 import numpy as np
 
 from .config import ConfigError, MasksConfig, profiles_dir
-from .runs import Run, atomic_path, open_run, read_parquet, write_jsonl, write_parquet
-from .video import Video, VideoError, find_clips, frame_pairs, nearest, square
+from .datasets import Clip, DataError, open_clip, run_clips
+from .runs import Run, atomic_path, open_run, read_jsonl, read_parquet, write_jsonl, write_parquet
+from .video import VideoError, frame_pairs, nearest, square
 
 # %% ../nbs/00_masks.ipynb #58f64da6
 def overlay(frame: np.ndarray,            # uint8 `h w 3`
@@ -255,7 +256,7 @@ def truth_file(clip: dict) -> Path:  # where a clip's truth would be: truth/NAME
     return file.parent.parent/'truth'/f'{file.stem}.npz'
 
 
-def truth_masks(clip: dict,          # a row of `find_clips`
+def truth_masks(clip: dict,          # a row of `read_clips`
                 times_s: np.ndarray, # `t` seconds
                 px: int,             # side of the square picture
                ) -> np.ndarray:      # bool `t px px`
@@ -345,7 +346,7 @@ def _sam(config, clip):
 
 
 def make_provider(config: MasksConfig, # its `provider` names one of PROVIDERS
-                  clip: dict,          # a row of `find_clips`
+                  clip: dict,          # a row of `read_clips`
                  ) -> Callable:        # (frames `t h w 3` uint8, times_s `t`) -> masks `t h w` bool
     "The mask provider of a clip; raises `ConfigError` for an unknown name."
     if config.provider not in PROVIDERS: raise ConfigError(f'no mask provider {config.provider!r}: choose one of {", ".join(PROVIDERS)}')
@@ -369,44 +370,48 @@ def geometry(mask: np.ndarray,  # bool `h w`
     return np.array([(x.mean() + .5) / w, (y.mean() + .5) / h, np.log(len(x) / mask.size), x.std() / w, y.std() / h], np.float32)
 
 # %% ../nbs/00_masks.ipynb #aa47c12c
-def flow_steps(video: Video,
+def flow_steps(film: Clip,
                times_s: np.ndarray,  # `t` seconds, the samples
-               most: int = 4,        # at most so many; fewer where the video has no frames between
+               side: int,            # of the square picture that the film allows, pixels
+               most: int = 4,        # at most so many; fewer where the film has no frames between
                lost: float = .1,     # share of the picture that may find no counterpart
               ) -> int:              # 1, 2 or 4 …
     "Flow steps between two samples, by trial on eight pairs: doubled while the flow fails."
     steps, tried = 1, np.unique(np.linspace(0, len(times_s) - 2, 8).astype(int)) if len(times_s) > 1 else []
-    px = min(128, video.info.width, video.info.height)
-    while 2 * steps <= most and len(tried) and (gap := np.median(np.diff(times_s))) / steps > 3 / video.info.fps:
-        pairs = video.frames(np.stack([times_s[tried], times_s[tried] + gap / steps], 1).ravel(), px)
+    px = min(128, side)
+    while 2 * steps <= most and len(tried) and (gap := np.median(np.diff(times_s))) / steps > 3 / film.fps:
+        pairs = film.frames(np.stack([times_s[tried], times_s[tried] + gap / steps], 1).ravel(), px)
         if np.mean([(dense_flows(p).forward_error > 25).mean() for p in pairs.reshape(-1, 2, *pairs.shape[1:])]) < lost: break
         steps *= 2
     return steps
 
 
-def clip_masks(clip: dict,           # a row of `find_clips`
+def clip_masks(clip: dict,           # a row of `read_clips`
                config: MasksConfig,
                window: int = 48,     # samples at a time
                until_s: float = float('inf'),  # stop there
                see: Callable = None, # called with (times, frames, masks) of each window, for pictures
               ) -> tuple:            # times_s `t`, side px, masks as bits: uint8 `t px·px/8`
-    "Samples a clip at `config.sample_hz` by time stamp and masks it; raises `VideoError` for a video that cannot be used."
-    video = Video(clip['file']); px = min(config.flow_px, video.info.width, video.info.height)
-    if px < 32: raise VideoError(f'{clip["file"]} is {video.info.width}×{video.info.height} px: too small, 32 a side at least')
-    chosen = np.unique(nearest(video.stamps, np.arange(0, min(video.stamps[-1], until_s) + 1e-6, 1 / config.sample_hz)))
-    times, mask, bits = video.stamps[chosen], make_provider(config, clip), []
-    steps = 1 if config.provider == 'truth' else flow_steps(video, times)
+    "Samples a clip at `config.sample_hz` by time stamp and masks it; raises `DataError` or `VideoError` for one that cannot be used."
+    film = open_clip(clip); stamps, (high, wide) = film.stamps(), film.frames([0.])[0].shape[:2]
+    if (px := min(config.flow_px, high, wide)) < 32: raise VideoError(f'{clip["file"]} is {wide}×{high} px: too small, 32 a side at least')
+    chosen = np.unique(nearest(stamps, np.arange(0, min(stamps[-1], until_s) + 1e-6, 1 / config.sample_hz)))
+    times, mask, bits = stamps[chosen], make_provider(config, clip), []
+    steps = 1 if config.provider == 'truth' else flow_steps(film, times, min(high, wide))
     finer = np.interp(np.arange(0, len(times) - 1 + 1e-9, 1 / steps), np.arange(len(times)), times)
-    every = np.union1d(nearest(video.stamps, finer), chosen); at = np.searchsorted(every, chosen)
+    every = np.union1d(nearest(stamps, finer), chosen); at = np.searchsorted(every, chosen)
     window = max(8, window // steps)
     for start in range(0, len(times), window):
         now = at[start:start + window]
         seen = np.arange(max(0, now[0] - 8 * steps), min(len(every), now[-1] + 8 * steps + 1))  # a little before and after
-        frames = video.frames(video.stamps[every[seen]], px)
-        masks = mask(frames, video.stamps[every[seen]])[now - seen[0]]
+        frames = film.frames(stamps[every[seen]], px)
+        masks = mask(frames, stamps[every[seen]])[now - seen[0]]
         bits.append(np.packbits(masks.reshape(len(masks), -1), axis=1))
         if see: see(times[start:start + window], frames[now - seen[0]], masks)
     return times, px, np.concatenate(bits)
+
+def _called(clip): return clip['file'] if not {'key', 'start_s'} & set(clip) else f'{clip["clip"]} in {clip["file"]}'
+
 
 def unpack(bits: np.ndarray,   # uint8 `… px·px/8`
            px: int,            # side
@@ -415,15 +420,15 @@ def unpack(bits: np.ndarray,   # uint8 `… px·px/8`
     return np.unpackbits(bits, axis=-1, count=px * px).reshape(*bits.shape[:-1], px, px).astype(bool)
 
 # %% ../nbs/00_masks.ipynb #a1f4ab52
-def mask_clip(clip: dict,           # a row of `find_clips`
+def mask_clip(clip: dict,           # a row of `read_clips`
               config: MasksConfig,
              ) -> dict:             # arrays: time_s, geometry `t 5`, source, target, coverage uint8 `p n`, iou `t` (NaN without truth)
-    "All that a run keeps of one clip; raises `VideoError` for a video without motion or shorter than a pair."
+    "All that a run keeps of one clip; raises `DataError` or `VideoError` for one that cannot be read, has no motion, or is shorter than a pair."
     times, px, bits = clip_masks(clip, config)
     source, target = frame_pairs(times, config.gap_s, config.pair_every_s)
-    if not len(source): raise VideoError(f'{clip["file"]} is shorter than a pair: {times[-1]:.1f} s, and pairs are {config.gap_s} s apart')
+    if not len(source): raise VideoError(f'{_called(clip)} is shorter than a pair: {times[-1]:.1f} s, and pairs are {config.gap_s} s apart')
     shape = np.stack([geometry(unpack(b, px)) for b in bits])
-    if np.isnan(shape).all(): raise VideoError(f'{clip["file"]} shows no motion besides the camera\'s: nothing to learn an action from')
+    if np.isnan(shape).all(): raise VideoError(f'{_called(clip)} shows no motion besides the camera\'s: nothing to learn an action from')
     soft = np.stack([coverage(unpack(bits[s] | bits[t], px), config.grid) for s, t in zip(source, target)])
     true = truth_masks(clip, times, px) if truth_file(clip).is_file() else None   # scoring only
     score = np.full(len(times), np.nan) if true is None else np.array([iou(unpack(b, px), t) for b, t in zip(bits, true)])
@@ -443,7 +448,7 @@ def _work(clip, config, path):
     cv2.setNumThreads(1)
     try: _save(path, **mask_clip(clip, config))
     except ConfigError: raise
-    except Exception as e: _save(path, reason=np.array(str(e) if isinstance(e, VideoError) else f'{clip["file"]}: {type(e).__name__}: {e}'))
+    except Exception as e: _save(path, reason=np.array(str(e) if isinstance(e, (DataError, VideoError)) else f'{_called(clip)}: {type(e).__name__}: {e}'))
 
 
 def _end_with_parent():
@@ -465,7 +470,7 @@ def _work_all(jobs, workers, bar):
         for job in [j for j in jobs if not j[2].exists()]:
             try:
                 with pool(1) as p: p.submit(here._work, *job).result()
-            except BrokenProcessPool: _save(job[2], reason=np.array(f'{job[0]["file"]} crashed the process that decoded it: convert it again'))
+            except BrokenProcessPool: _save(job[2], reason=np.array(f'{_called(job[0])} crashed the process that decoded it: convert it again'))
             bar.update()
 
 # %% ../nbs/00_masks.ipynb #17decfb9
@@ -500,15 +505,10 @@ def _gather(clips, folder):
 SHAPE = ('cx', 'cy', 'log_area', 'sx', 'sy')  # the columns of `geometry`
 
 
-def _clips(run):
-    "The clips of a run: human first, then robot."
-    return find_clips(run.path/'world'/'human') + (find_clips(run.path/'world'/'robot') if (run.path/'world'/'robot'/'clips.jsonl').is_file() else [])
-
-
 def make_masks(run: Run):
     "Masks every clip of the run into `masks/` (paper, III-B 3); resumes; raises `VideoError` where no human clip can be used."
     from tqdm import tqdm
-    config, folder, clips = run.config.masks, run.stage('masks'), _clips(run)
+    config, folder, clips = run.config.masks, run.stage('masks'), list(run_clips(run.path).values())
     shards = folder/'shards'; shards.mkdir(exist_ok=True)
     make_provider(config, clips[0])  # what is wrong with the configuration is said now, not once a clip
     if config.provider == 'truth': print('masks: provider TRUTH reads the simulator\'s answers: nothing trained on them is unsupervised', flush=True)
@@ -519,6 +519,7 @@ def make_masks(run: Run):
         _work_all(jobs, min(len(jobs), config.workers or cores), bar)
     seconds = time.monotonic() - start
     samples, pairs, scores, cover, aside = _gather(clips, shards)
+    aside = read_jsonl(run.path/'world'/'human'/'quarantine.jsonl') + aside  # what could not even be opened stands there
     write_jsonl(folder/'quarantine.jsonl', aside)
     for a in aside[:5]: print(f'set aside: {a["reason"]}', flush=True)
     human = [c['clip'] for c in clips if c.get('body', 'hand') == 'hand']

@@ -15,7 +15,7 @@ from typing import Iterable, Iterator
 
 import numpy as np
 
-from .datasets import Clip, DataError, Dataset, Signal, check_length, check_signal, check_text, register
+from .datasets import Clip, DataError, Dataset, Packed, Signal, check_length, check_signal, check_text, register
 from .runs import atomic_path
 from .video import nearest, square
 
@@ -388,13 +388,14 @@ def episode_clip(key: str,       # the clip's name
 class RldsDataset(Dataset):
     "Episodes of an RLDS data set in TFRecord files, read without TensorFlow."
     def __init__(self, root, # folder with features.json and *.tfrecord* files, its parent, or one such file
-                 features=None,      # path of features.json where it does not lie beside the records
+                 features=None,      # path of features.json where it does not lie beside the records: from here, or from root's folder
                  fps: float = 0,     # steps a second; 0 = the recorded rate of a known data set
                  split: str = '',    # train, val, …; '' = all
                  state=(), action=(),# flat names of the columns, e.g. ('steps/observation/state',); () = the usual ones
                  cameras=(),         # names of the views, e.g. ('image_0',); () = all, in the order of their names
                  check: bool = True):# compare check sums?
         "Raises `DataError` where there are no records, no features, no pictures or no rate."
+        if features: features = next((str(p.absolute()) for p in (Path(features).expanduser(), Path(root).expanduser().parent/features) if p.is_file()), str(features))
         super().__init__(root, features=features, fps=fps, split=split, state=state, action=action, cameras=cameras, check=check)
         place = _place(self.root)
         if place is None: raise DataError(f'{self.root} holds no features.json with *.tfrecord files beside it')
@@ -408,7 +409,7 @@ class RldsDataset(Dataset):
         self.fps = float(fps or self.known.get('fps', 0))
         if not self.fps > 0: raise DataError(f'RLDS does not record a rate, and that of {self.title!r} is not known here: give fps')
         self.features = read_features(listing)
-        self.roles, self.records = find_roles(self.features, state, action, cameras), list_episodes(self.files, info)
+        self.roles, self.records = find_roles(self.features, state, action, cameras), Packed(list_episodes(self.files, info))
 
     @classmethod
     def fits(cls, root):
@@ -426,5 +427,5 @@ class RldsDataset(Dataset):
     def read(self, key):
         try: clip = episode_clip(key, self.raw(key), self.features, self.roles, self.fps, self.known)
         except DataError as e: raise DataError(f'{key}: {e}') from None
-        clip.notes.update(dataset=self.title, file=self.records[key][0].name, fps_from='option' if self.options['fps'] else 'table of known data sets')
+        clip.notes.update(dataset=self.title, file=Path(self.records[key][0]).name, fps_from='option' if self.options['fps'] else 'table of known data sets')
         return clip

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import layouts
 from motionvla.datasets import (Clip, DataError, Dataset, PairFrames, Running, Signal, check_signal, check_text, collate_pairs,
                                 dataset_statistics, open_dataset, open_pairs, pair_index, read_rows, safe_path, statistics, video_clip,
                                 write_quarantine)
@@ -344,3 +345,111 @@ def test_pair_frames_in_a_loader(tmp_path, film, workers):
     for b in batches:
         assert len(b['clips']) == len(b['times']) == len(b['frames'])
         for times, pair in zip(b['times'], b['frames']): assert (pair == clip.frames(times, 32)).all()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------------------------
+
+def square_episodes():
+    "Three episodes that the flow finds a body in."
+    from conftest import moving_square
+    return [dict(pictures=moving_square(seed=i), place=np.linspace([0, 0, i], [.1, 0, .2 + i], 40), said=f'move the square {i}') for i in range(3)]
+
+
+def folder_with_a_broken_video(root):
+    for i, e in enumerate(square_episodes()): write_video(root/'some clips'/f'{i}.mp4', e['pictures'], 10)
+    (root/'some clips/1.mp4').write_bytes((root/'some clips/1.mp4').read_bytes()[:2000])
+    layouts.put(root/'instructions.csv', 'file,instruction\nsome clips/0.mp4,"move it, slowly"\n1.mp4,move it\nsome clips/2.mp4,move it again\n')
+    return 'human/some clips/1', 'move it, slowly'
+
+
+def lerobot_with_a_cut_video(root):
+    layouts.lerobot_v3(root, square_episodes(), video_mb=.001)
+    films = sorted(root.glob('videos/**/*.mp4')); assert len(films) == 3
+    films[1].write_bytes(films[1].read_bytes()[:2000])
+    return 'human/episode_000001', 'move the square 0'
+
+
+def libero_with_nan(root):
+    episodes = square_episodes(); episodes[1]['place'][7, 2] = np.nan
+    layouts.libero(root/'SCENE1_move_the_square_demo.hdf5', episodes)
+    return 'human/SCENE1_move_the_square_demo/demo_1', 'move the square 0'
+
+
+def check_masks(run, bad, said):
+    "Masks of the two good clips, the bad one in both quarantines."
+    from motionvla.runs import read_jsonl, read_parquet
+    for part in ('world/human', 'masks'):
+        [aside] = read_jsonl(run/part/'quarantine.jsonl')
+        assert aside['clip'] == bad and one_sentence(aside['reason']), aside
+    pairs = read_parquet(run/'masks'/'pairs.parquet')
+    assert len(set(pairs['clip'])) == 2 and bad not in pairs['clip'] and pairs['instruction'][0] == said
+    assert np.abs(pairs['t_target_s'] - pairs['t_source_s'] - 1).max() < .11 and np.load(run/'masks'/'coverage.npy').any(1).all()
+    return set(pairs['clip'])
+
+
+@pytest.mark.parametrize('make', [folder_with_a_broken_video, lerobot_with_a_cut_video])
+def test_masks_of_any_data_set(tmp_path, make):
+    from motionvla.masks import ensure_masks
+    from motionvla.runs import open_run
+    bad, said = make(tmp_path/'data set')
+    ensure_masks(open_run(tmp_path/'run', 'tiny', 0, dict(world=dict(videos=str(tmp_path/'data set'), robot=False))))
+    check_masks(tmp_path/'run', bad, said)
+
+
+def test_a_run_on_hdf5(tmp_path):
+    "Three notebooks over clips that lie in no video file at all."
+    from conftest import motionvla
+    from motionvla.runs import read_parquet
+    bad, said = libero_with_nan(tmp_path/'data set')
+    done = motionvla('run', '--profile', 'tiny', '--videos', tmp_path/'data set', '--run-dir', tmp_path/'run', '--to-stage', '02_codebook', '--set', 'world.robot=false',
+                     MOTIONVLA_TEST_DATA=str(tmp_path))
+    assert done.returncode == 0 and '1 clip set aside' in done.stdout, done.stdout[-3000:]
+    assert set(read_parquet(tmp_path/'run'/'codebook'/'labels.parquet')['clip']) == check_masks(tmp_path/'run', bad, said)
+
+
+def test_a_run_without_a_good_clip_says_so(tmp_path):
+    from motionvla.runs import open_run, read_jsonl
+    from motionvla.world import ensure_world
+    def world(run, **more): ensure_world(open_run(tmp_path/run, 'tiny', 0, dict(world=dict(videos=str(tmp_path/'mine'), robot=False, **more))))
+    with pytest.raises(DataError, match='does not exist'): world('a')
+    (tmp_path/'mine').mkdir()
+    with pytest.raises(DataError, match='holds no videos'): world('b')
+    (tmp_path/'mine/a.mp4').write_bytes(b'no video')
+    with pytest.raises(DataError, match='none of the 1 clips.*cannot be opened'): world('c')
+    assert [r['clip'] for r in read_jsonl(tmp_path/'c/world/human/quarantine.jsonl')] == ['human/a']
+    with pytest.raises(DataError, match='fpz'): world('d', reader=dict(kind='folder', fpz=3))
+    write_video(tmp_path/'mine/a.mp4', square(), 12); world('c')   # mended: the same run goes on
+    assert [r['clip'] for r in read_jsonl(tmp_path/'c/world/human/clips.jsonl')] == ['human/a']
+
+
+def test_rows_open_the_same_clips(tmp_path, film):
+    "Whatever a reader gives, its line in a list of clips gives again: frames, times, words."
+    from motionvla.datasets import list_clips, open_clip
+    episodes = [layouts.disc_episode(phase=p, said=f'push it {p}') for p in (0., 2.)]
+    layouts.folder(tmp_path/'folder', film, 'push it'); layouts.epic(tmp_path/'epic', film, 'push it', '00:00:00.50', '00:00:01.50'); layouts.ego4d(tmp_path/'ego4d', film, 'pushes it', 1.)
+    layouts.egodex(tmp_path/'egodex', episodes); layouts.lerobot_v3(tmp_path/'v3', episodes); layouts.rlds(tmp_path/'rlds', episodes)
+    layouts.robomimic(tmp_path/'robomimic/x.hdf5', episodes); layouts.robotwin(tmp_path/'robotwin', episodes); layouts.umi(tmp_path/'umi.zarr', episodes)
+    roots = sorted(p for p in tmp_path.iterdir() if p.is_dir()); assert len(roots) == 9
+    for root in roots:
+        data = open_dataset(root, **(dict(fps=10) if root.name == 'rlds' else {}))
+        rows, aside = list_clips(data, 'human'); assert rows and not aside, (root, aside)
+        for row, clip in zip(json.loads(json.dumps(rows, default=str)), data, strict=True):
+            back = open_clip(row); times = [clip.duration_s, .2, .2, 0, 99]
+            assert back.clip == row['clip'] == f'human/{clip.clip}' and back.instruction == clip.instruction and back.fps == clip.fps
+            assert np.allclose(back.stamps(), clip.stamps(), atol=1e-6) and np.array_equal(back.frames(times, 32), clip.frames(times, 32)), root
+    rows, _ = list_clips(open_dataset(tmp_path/'robotwin'), camera='left_camera')
+    assert open_clip(rows[0]).cameras[0] == 'left_camera'
+    rows, aside = list_clips(open_dataset(tmp_path/'robotwin'), camera='nose'); assert not rows and 'no camera' in aside[0]['reason']
+
+
+def test_links_and_bare_names(tmp_path, film):
+    "A link in the folder is followed, a path in a table that leads out is not; a bare name means the one file of that name."
+    root = tmp_path/'data'; (root/'a').mkdir(parents=True); (root/'b').mkdir(); (root/'linked.mp4').symlink_to(film); (tmp_path/'else').mkdir()
+    (tmp_path/'else/x.mp4').write_bytes(film.read_bytes()); (root/'out').symlink_to(tmp_path/'else')
+    for name in ('a/one.mp4', 'a/two.mp4', 'b/two.mp4'): (root/name).write_bytes(film.read_bytes())
+    layouts.put(root/'instructions.csv', 'file,instruction,split\none.mp4,go,test\ntwo.mp4,stay,train\nlinked.mp4,follow,train\nout/x.mp4,leave,train\n../else/x.mp4,leave,train\n')
+    used, reasons = goes_through(open_dataset(root))
+    assert sorted(used) == ['a/one', 'a/two', 'b/two', 'linked'] and 'there are 2 of that name' in reasons['instructions.csv:3']
+    assert all('leads out' in reasons[k] for k in ('out/x', '../else/x'))
+    clip = open_dataset(root).open('a/one'); assert clip.instruction == 'go' and clip.notes['columns'] == dict(split='test')
+    assert 'leads out' in goes_through(open_dataset(root, links=False))[1]['linked']
