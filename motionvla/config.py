@@ -20,9 +20,9 @@ class WorldConfig:
     "The videos and trajectories that a run starts from."
     videos: str = ''              # a folder of your own human videos; '' renders the tabletop's hand
     robot: bool = True            # make the tabletop's robot trajectories too
-    human_clips: int = 240        # clips of the hand
+    human_clips: int = 150        # clips of the hand
     human_test: float = 0.2       # share of human clips held out for scoring
-    tasks: list = field(default_factory=lambda: ['reach', 'push', 'pick up', 'put in the tray', 'press the button', 'open the drawer'])  # verbs
+    tasks: list = field(default_factory=lambda: ['reach', 'push', 'pick up', 'put in the tray', 'open the drawer'])  # verbs
     trajectories_per_task: int = 50  # robot trajectories to adapt from, for each task
     robot_body: str = 'franka'    # franka | fetch | two_franka
     robot_test: int = 4           # robot clips a task, only for scoring
@@ -147,9 +147,9 @@ class PolicyConfig:
 @dataclass
 class EvalConfig:
     "Closed-loop trials (stage 05)."
-    episodes_per_task: int = 10   # start states a task in the split seen, shared by all methods
+    episodes_per_task: int = 12   # start states a task in the split seen, shared by all methods
     splits: list = field(default_factory=lambda: ['seen', 'unseen'])  # of seen, unseen, novel, shifted
-    other_episodes: int = 5       # start states a task in each of the other splits
+    other_episodes: int = 4       # start states a task in each of the other splits
     seconds: float = 6.0          # time an episode may take
     execute: int = 5              # actions of a chunk carried out before the next look
     workers: int = 0              # processes; 0 = one a core
