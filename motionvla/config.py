@@ -18,7 +18,8 @@ import yaml
 @dataclass
 class WorldConfig:
     "The videos and trajectories that a run starts from."
-    videos: str = ''              # a folder of your own human videos; '' renders the tabletop's hand
+    videos: str = ''              # your own human videos: a folder of them, or any data set that `open_dataset` knows; '' renders the tabletop's hand
+    reader: dict = field(default_factory=dict)  # options of the reader of `videos`: kind, split, camera, fps …; {} = found out
     robot: bool = True            # make the tabletop's robot trajectories too
     human_clips: int = 150        # clips of the hand
     human_test: float = 0.2       # share of human clips held out for scoring

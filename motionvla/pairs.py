@@ -137,6 +137,7 @@ def plan_hand_over(env, task, rng, regrasp=0.):
 def plan_open_box(env, task, rng, regrasp=0.):
     hold, slide = Plan(env, rng, 0), Plan(env, rng, 1)
     place = env.handle('box') + up(.008)  # clear of the bar below it
-    pull = slide.pull('lid', lambda: env.handle('lid') + [.03, 0, 0], lambda: env.moved('lid_slide') > .067)
+    ahead = lambda: env.handle('lid') + [np.clip(.082 - env.moved('lid_slide'), .010, .018), 0, 0]  # slowly: from its stop it bounces back
+    pull = slide.pull('lid', ahead, lambda: env.moved('lid_slide') > .066)
     held = [replace(leg, grip=max(leg.grip, -.2)) for leg in hold.take(lambda: env.handle('box') + up(.008), .07)]  # half open: the box is near
     return held + [replace(leg, beside=stay(hold, place)) for leg in pull]

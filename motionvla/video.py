@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['DECODERS', 'SUFFIXES', 'VideoError', 'write_video', 'VideoInfo', 'video_info', 'find_decoder', 'nearest', 'square',
-           'Video', 'read_frames', 'frame_pairs', 'find_clips']
+           'Video', 'read_frames', 'frame_pairs']
 
 # %% ../nbs/parts/video.ipynb #2774ef76
-import csv, importlib.util, json, os
+import importlib.util, os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterable
 
 import numpy as np
 
-from .runs import atomic_path, read_jsonl
+from .runs import atomic_path
 
 # %% ../nbs/parts/video.ipynb #ab2783cc
 class VideoError(ValueError):
@@ -130,6 +130,7 @@ def _open_av(path):
             else: raise EOFError(f'frame {i} is missing')
             picture = frame.to_ndarray(format='rgb24')
             yield np.rot90(picture, getattr(frame, 'rotation', 0) // 90)  # phones store how they were held
+    read.close = file.close  # PyAV's objects point at each other: left alone, their memory stays until Python looks for such circles
     return pts * float(stream.time_base), read
 
 # %% ../nbs/parts/video.ipynb #651236d8
@@ -196,6 +197,8 @@ class Video:
         try: return self._open()
         except Exception as e: raise self._broken(e) from None
 
+    def __del__(self): getattr(getattr(self, '_read', None), 'close', lambda: None)()  # gives the decoder's memory back
+
     def _broken(self, e):
         reason = str(e).strip().splitlines()[0][:120] if str(e).strip() else type(e).__name__
         return VideoError(f'{self.path} cannot be decoded by {self.decoder} ({reason}): it is cut off or damaged; copy or convert it again')
@@ -240,33 +243,3 @@ def frame_pairs(times_s: np.ndarray,  # `n` stamps, ascending, seconds
 
 # %% ../nbs/parts/video.ipynb #37afa94d
 SUFFIXES = ('.mp4', '.webm', '.mkv', '.avi', '.mov')
-
-
-def _instructions(folder):
-    "file name → instruction, from instructions.csv or instructions.jsonl where there is one."
-    for path in (folder/'instructions.csv', folder/'instructions.jsonl'):
-        if not path.is_file(): continue
-        rows = list(csv.DictReader(path.read_text(encoding='utf-8-sig').splitlines())) if path.suffix == '.csv' else read_jsonl(path)
-        if rows and not {'file', 'instruction'} <= set(rows[0]):
-            raise VideoError(f'{path} must have the columns "file" and "instruction", not {", ".join(map(str, rows[0]))}')
-        return {r['file']: (r['instruction'] or '').strip() for r in rows}
-    return {}
-
-# %% ../nbs/parts/video.ipynb #fafbea54
-def find_clips(folder: str | Path,  # with clips.jsonl, or with videos (sub-folders too)
-               prefix: str = 'human',  # clip names of found videos are prefix/name
-              ) -> list[dict]:      # one dict a clip: clip, file (absolute path), instruction, and what clips.jsonl says besides
-    "The clips of a folder, sorted by name; raises `VideoError` where there is no folder, no video, or a named video is not there."
-    folder = Path(folder).expanduser().absolute()
-    if not folder.is_dir(): raise VideoError(f'the video folder {folder} does not exist: give the path of a folder with videos')
-    if (folder/'clips.jsonl').is_file():
-        return [{**row, 'file': str(folder/row['file'])} for row in read_jsonl(folder/'clips.jsonl')]
-    videos = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith('.'))
-    if not videos: raise VideoError(f'no videos ({", ".join(SUFFIXES)}) in {folder}')
-    said = _instructions(folder)
-    names = [p.relative_to(folder).as_posix() for p in videos]
-    if lost := sorted(set(said) - set(names) - {p.name for p in videos}):
-        raise VideoError(f'the instructions in {folder} name {lost[0]!r}, which is not there ({len(lost)} such)')
-    stems = [n.rsplit('.', 1)[0] for n in names]
-    return [dict(clip=f'{prefix}/{stem if stems.count(stem) == 1 else name}', file=str(p), instruction=said.get(name, said.get(p.name, '')))
-            for p, name, stem in zip(videos, names, stems)]

@@ -15,6 +15,7 @@ import numpy as np
 
 import motionvla
 from .config import Config, WorldConfig
+from .datasets import DataError, list_clips, open_dataset
 from .experts import run_expert, sample_manner
 from .runs import Run, atomic_path, read_json, write_json, write_jsonl, write_parquet
 from .looks import to_camera
@@ -22,7 +23,7 @@ from .scenes import HUMANS, sample_scene
 from .tabletop import ACTION_NAMES, BODIES, CONTROL_S, STATE_NAMES, SUBSTEPS, Tabletop, signal_names
 from .splits import BODY_SEED, SHOWN, training_rng, write_splits
 from .tasks import GROUPS, ONE_ARM, VERBS, sample_task
-from .video import find_clips, write_video
+from .video import write_video
 
 # %% ../nbs/parts/world.ipynb #c3349927
 ATTEMPTS = 6  # times an expert may try before a clip counts as impossible
@@ -178,15 +179,18 @@ def gather(folder: Path, # RUN/world/human or RUN/world/robot, all clips made
 
 # %% ../nbs/parts/world.ipynb #2de88d47
 def list_videos(run: Run):
-    "Write RUN/world/human/clips.jsonl for a user's folder of videos. Raises VideoError if it is missing or holds none."
-    w = run.config.world
-    clips, every = find_clips(w.videos), max(2, round(1 / w.human_test)) if w.human_test > 0 else 0
-    blank = dict(instruction='', verb='', color='', shape='', place='', body='hand')
+    "Write RUN/world/human/clips.jsonl and quarantine.jsonl for a user's data set. Raises DataError if it is missing, not known, or none of it can be used."
+    w, folder, options = run.config.world, run.stage('world') / 'human', dict(run.config.world.reader)
+    camera = options.pop('camera', '')
+    clips, aside = list_clips(open_dataset(w.videos, **options), 'human', camera)
+    folder.mkdir(exist_ok=True); write_jsonl(folder / 'quarantine.jsonl', aside)
+    if not clips: raise DataError(f'none of the {len(aside)} clips in {w.videos} can be used; the first: {aside[0]["reason"]} (all in {folder / "quarantine.jsonl"})')
+    every = max(2, round(1 / w.human_test)) if w.human_test > 0 else 0
+    blank = dict(verb='', color='', shape='', place='', body='hand')
     rows = [{**blank, **c, 'split': c.get('split') or ('test' if every and i % every == every - 1 else 'train')} for i, c in enumerate(clips)]
     if every and len(rows) > 1 and not any(c.get('split') for c in clips) and not any(r['split'] == 'test' for r in rows): rows[-1]['split'] = 'test'  # of a few clips one is held out too
-    (run.stage('world') / 'human').mkdir(exist_ok=True)
-    write_jsonl(run.stage('world') / 'human' / 'clips.jsonl', rows)
-    return dict(clips=len(rows))
+    write_jsonl(folder / 'clips.jsonl', rows)
+    return dict(clips=len(rows), set_aside=len(aside))
 
 def make_world(run: Run):
     "Make RUN/world: human clips, robot trajectories, truth; goes on where it stopped. Reports the experts' success."
@@ -204,7 +208,7 @@ def make_world(run: Run):
     for part in made: shutil.rmtree(folder / part / '.parts', ignore_errors=True)
 
 def ensure_world(run: Run):
-    "Make RUN/world unless it is there. Raises VideoError for a video folder that is missing or empty."
+    "Make RUN/world unless it is there. Raises DataError for videos that are missing or cannot be used."
     with run.making('world') as needed:
         if needed: make_world(run)
 
