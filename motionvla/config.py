@@ -21,7 +21,7 @@ class WorldConfig:
     videos: str = ''              # your own human videos: a folder of them, or any data set that `open_dataset` knows; '' renders the tabletop's hand
     reader: dict = field(default_factory=dict)  # options of the reader of `videos`: kind, split, camera, fps …; {} = found out
     robot: bool = True            # make the tabletop's robot trajectories too
-    human_clips: int = 150        # clips of the hand
+    human_clips: int = 120        # clips of the hand
     human_test: float = 0.2       # share of human clips held out for scoring
     tasks: list = field(default_factory=lambda: ['reach', 'push', 'pick up', 'put in the tray', 'open the drawer'])  # verbs
     trajectories_per_task: int = 50  # robot trajectories to adapt from, for each task
@@ -127,16 +127,15 @@ class PolicyConfig:
     pointer: bool = True          # a head finds where the gripper goes next and tells the expert; false = the paper's plain concatenation
     flow_steps: int = 8           # Euler steps of the sampler
     flow_draws: int = 2           # of time and noise, for each observation of a step
-    pointer_steps: int = 1500     # optimiser steps of the pointer, before the policy's
+    pointer_steps: int = 1000     # optimiser steps of the pointer, before the policy's
     pointer_batch: int = 64       # observations a step of the pointer
-    pointer_lr: float = 3e-3      # its peak learning rate
-    pointer_heads: int = 16       # places it looks at
+    pointer_lr: float = 5e-3      # its peak learning rate
     pointer_noise: float = 0.3    # noise on its features, in units of their own deviation
     state_jitter: float = 0.01    # metres by which the gripper is displaced in training, its actions corrected
     feature_noise: float = 0.1    # noise on the features in training, in units of their own deviation
     intent_weight: float = 0.1    # weight of the code loss beside the flow loss
     teacher_forcing: float = 0.3  # share of samples whose intent is read with the true codes
-    steps: int = 1000             # optimiser steps
+    steps: int = 800              # optimiser steps
     batch: int = 32               # observations a step
     lr: float = 2e-3              # peak learning rate
     weight_decay: float = 0.01    # AdamW
