@@ -45,7 +45,7 @@ BAR, TIP = .30, .052  # from the flange to the bend, and from there to the middl
 FLANGE = .1654        # where the fingers' slides begin, from the flange, m
 EYE = (.10, 0, .17)   # the wrist camera in the hand's frame (back of the hand, opening direction, ahead), m
 SOFT = .06            # a motor's damping, in parts of its stiffness, s
-CELL = .010           # detail of the drawn arm, m
+CELL = .014           # detail of the drawn arm, m
 
 # %% ../nbs/parts/franka.ipynb #5095519a
 def _finger(sign, bend, mujoco):

@@ -104,6 +104,7 @@ def build_spec():  # `mujoco.MjSpec`
     spec.option.timestep, spec.option.integrator = CONTROL_S / SUBSTEPS, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.cone, spec.option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
     spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 0, 0
+    spec.visual.quality.numslices, spec.visual.quality.numstacks = 16, 8  # of round things: they are ten to twenty pixels wide
     spec.visual.map.znear, spec.visual.map.zfar = .02, 8
     _add_room(spec, mujoco); add_fixtures(spec); add_objects(spec)
     return spec
