@@ -163,6 +163,7 @@ def add_knob(spec):
     box(lever, 'knob_bar', [.006, KNOB_ARM / 2, .004], [0, -KNOB_ARM / 2, .026], (.85, .55, .1), mass=.02)
     handle(lever, 'knob', [0, -KNOB_ARM, .040])
 
+# %% ../nbs/parts/fixtures.ipynb #8b932603
 def add_box(spec):
     "A box whose lid slides to either side. A handle stands on the lid, another to the left of the box. The box slides too when it is loose."
     import mujoco

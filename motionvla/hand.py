@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOINTS', 'OPEN', 'CLOSED', 'SLEEVE', 'SHOULDER', 'CELL', 'PITCH', 'CLOSING_S', 'HOLD', 'pose', 'adroit_folder',
-           'hand_xml', 'sleeve_mesh', 'mirror', 'add_hand', 'Forearm', 'Hand', 'LeftHand']
+           'hand_xml', 'sleeve_mesh', 'mirror', 'add_hand', 'Forearm', 'Grasping', 'Hand', 'LeftHand']
 
 # %% ../nbs/parts/hand.ipynb #e6653cf3
 import importlib.util
@@ -155,6 +155,9 @@ class Forearm(Body):
         self._mj.mju_mat2Quat(quaternion, (frame * flip[:, None] * flip).ravel())
         return place * flip, quaternion
 
+# %% ../nbs/parts/hand.ipynb #236ef1d5
+class Grasping(Forearm):
+    "The hand at its end: how it looks, where its fingertips are, and what it ties to its palm."
     def dress(self, looks):
         for part in ('skin', 'sleeve'): self.model.material(self.prefix + part).rgba = [*looks[part], 1]
     def effector(self, arm=0):
@@ -165,8 +168,30 @@ class Forearm(Body):
         return float(max(0., np.linalg.norm(tips[0] - tips[1:].mean(0)) - .018))  # less the thickness of a finger
     def geoms(self): return self._geoms
 
+    def hold(self):
+        "Tie what the fingers have just closed on to the palm."
+        here, tips = np.concatenate([self.data.xpos[self.things], self.data.site_xpos[self.sites]]), self.effector()
+        for i, body in enumerate(self.things):  # a bottle is held anywhere along its axis
+            shown = [h for (s, h), g in zip(REST.items(), self.tall[i]) if self.model.geom_rgba[g, 3] > 0]
+            axis, half = self.data.xmat[body].reshape(3, 3)[:, 2], max(0., max(shown, default=0.) - .025)
+            here[i] += axis * np.clip(axis @ (tips - here[i]), -half, half)
+        away = np.linalg.norm(here - tips, axis=1)
+        if away.min() < HOLD: self.tie(int(away.argmin()))
+
+    def tie(self, i):
+        "Fix object or handle `i` to the palm as it is now."
+        turn, palm, quaternion, data = self.data.xmat[self.palm].reshape(3, 3), self.data.xpos[self.palm], np.zeros(4), self.model.eq_data[self.holds[i]]
+        if i < len(self.things):
+            body = self.things[i]
+            self._mj.mju_mat2Quat(quaternion, (turn.T @ self.data.xmat[body].reshape(3, 3)).ravel())
+            data[:] = [0, 0, 0, *turn.T @ (self.data.xpos[body] - palm), *quaternion, 1, 0]
+        else:
+            site = self.sites[i - len(self.things)]
+            data[:6] = [*turn.T @ (self.data.site_xpos[site] - palm), *self.model.site_pos[site]]
+        self.data.eq_active[self.holds[i]], self.held = 1, i
+
 # %% ../nbs/parts/hand.ipynb #80ba988c
-class Hand(Forearm):
+class Hand(Grasping):
     "A human-like hand and forearm: a mocap body pulls the forearm, motors bend the fingers, a weld holds what they close on."
     name = 'hand'
 
@@ -203,28 +228,6 @@ class Hand(Forearm):
     def settle(self):
         if self.grips[0] <= 0: self.data.eq_active[self.holds], self.held = 0, None
         elif self.held is None and abs(self.since - CLOSING_S) < 1.1 * CONTROL_S: self.hold()
-
-    def hold(self):
-        "Tie what the fingers have just closed on to the palm."
-        here, tips = np.concatenate([self.data.xpos[self.things], self.data.site_xpos[self.sites]]), self.effector()
-        for i, body in enumerate(self.things):  # a bottle is held anywhere along its axis
-            shown = [h for (s, h), g in zip(REST.items(), self.tall[i]) if self.model.geom_rgba[g, 3] > 0]
-            axis, half = self.data.xmat[body].reshape(3, 3)[:, 2], max(0., max(shown, default=0.) - .025)
-            here[i] += axis * np.clip(axis @ (tips - here[i]), -half, half)
-        away = np.linalg.norm(here - tips, axis=1)
-        if away.min() < HOLD: self.tie(int(away.argmin()))
-
-    def tie(self, i):
-        "Fix object or handle `i` to the palm as it is now."
-        turn, palm, quaternion, data = self.data.xmat[self.palm].reshape(3, 3), self.data.xpos[self.palm], np.zeros(4), self.model.eq_data[self.holds[i]]
-        if i < len(self.things):
-            body = self.things[i]
-            self._mj.mju_mat2Quat(quaternion, (turn.T @ self.data.xmat[body].reshape(3, 3)).ravel())
-            data[:] = [0, 0, 0, *turn.T @ (self.data.xpos[body] - palm), *quaternion, 1, 0]
-        else:
-            site = self.sites[i - len(self.things)]
-            data[:6] = [*turn.T @ (self.data.site_xpos[site] - palm), *self.model.site_pos[site]]
-        self.data.eq_active[self.holds[i]], self.held = 1, i
 
 class LeftHand(Hand):
     "The same in the mirror."

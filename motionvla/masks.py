@@ -385,7 +385,7 @@ def flow_steps(film: Clip,
         steps *= 2
     return steps
 
-
+# %% ../nbs/00_masks.ipynb #278bce4d
 def clip_masks(clip: dict,           # a row of `read_clips`
                config: MasksConfig,
                window: int = 48,     # samples at a time

@@ -383,6 +383,16 @@ def episode_clip(key: str,       # the clip's name
     return RldsClip(key, next((t for t in texts if t), ''), (n - 1) / fps, fps, n, cameras=tuple(views), notes=notes,
                     images={c: images[c] for c in views}, **signals)
 
+# %% ../nbs/parts/rlds.ipynb #ee0382b1
+def _listing(features, root): # path of features.json: from here, or from the root's folder
+    return next((str(p.absolute()) for p in (Path(features).expanduser(), Path(root).expanduser().parent/features) if p.is_file()), str(features))
+
+
+def _records(place, split): # the files of a split; raises DataError where there are none
+    files = sorted(p for p in place.glob('*.tfrecord*') if f'-{split}.' in p.name or not split)
+    if not files: raise DataError(f'{place} has no *.tfrecord files' + (f' of the split {split!r}' if split else ''))
+    return files
+
 # %% ../nbs/parts/rlds.ipynb #acc35c6b
 @register('rlds')
 class RldsDataset(Dataset):
@@ -395,14 +405,13 @@ class RldsDataset(Dataset):
                  cameras=(),         # names of the views, e.g. ('image_0',); () = all, in the order of their names
                  check: bool = True):# compare check sums?
         "Raises `DataError` where there are no records, no features, no pictures or no rate."
-        if features: features = next((str(p.absolute()) for p in (Path(features).expanduser(), Path(root).expanduser().parent/features) if p.is_file()), str(features))
+        if features: features = _listing(features, root)
         super().__init__(root, features=features, fps=fps, split=split, state=state, action=action, cameras=cameras, check=check)
         place = _place(self.root)
         if place is None: raise DataError(f'{self.root} holds no features.json with *.tfrecord files beside it')
         listing, info = Path(features) if features else place/'features.json', place/'dataset_info.json'
         if not listing.is_file(): raise DataError(f'{listing.name} is not beside {self.root.name}: give its path as features')
-        self.files = [self.root] if self.root.is_file() else sorted(p for p in place.glob('*.tfrecord*') if f'-{split}.' in p.name or not split)
-        if not self.files: raise DataError(f'{place} has no *.tfrecord files' + (f' of the split {split!r}' if split else ''))
+        self.files = [self.root] if self.root.is_file() else _records(place, split)
         info = json.loads(info.read_text(encoding='utf-8')) if info.is_file() and not self.root.is_file() else {}
         self.title = info.get('name') or re.split(r'-\w+\.tfrecord|\.tfrecord', self.files[0].name)[0]
         self.known = next((v for k, v in KNOWN.items() if k in self.title.lower()), {})

@@ -94,6 +94,7 @@ def _try_places(rng, task, others, extras):
         if apart(taken, new := np.array([[*at, OBJECT]])): rest.append(at); taken = np.concatenate([taken, new])
     return fixtures, named, rest
 
+# %% ../nbs/parts/scenes.ipynb #2d4af001
 def sample_places(rng: np.random.Generator, # source of chance
                   task: Task,               # decides what must be there and which ground must be free
                   others: int = 2,          # further objects

@@ -315,17 +315,6 @@ class Tabletop(Simulation):
         if camera == 'head': picture = blur(picture, self.scene.camera, looks, self.time_s)
         return develop(picture, looks, np.random.default_rng([self.scene.seed, round(1000 * self.time_s)]))
 
-    def view(self, camera: str) -> str:
-        "The model's name of a camera."
-        names = dict(zip(self.cameras(), ('head', *self.body.wrists)))
-        if camera not in names: raise ValueError(f'{self.body.name} has no camera {camera!r}: choose from {", ".join(names)}')
-        return names[camera]
-
-    def cameras(self) -> list:
-        "Names of the views: the head's, and one a wrist."
-        wrists = self.body.wrists
-        return ['head'] + (['wrist'] if len(wrists) == 1 else [f'{arm}_wrist' for arm in self.body.arms][:len(wrists)])
-
     def body_mask(self) -> np.ndarray:
         "Which pixels of the head's picture are the body's, bool `h w`: truth, for scoring only."
         self._look()
@@ -334,6 +323,20 @@ class Tabletop(Simulation):
     def close(self):
         "Free the renderer."
         self.eye.close()
+
+# %% ../nbs/parts/tabletop.ipynb #a9af098d
+@patch
+def view(self: Tabletop, camera: str) -> str:
+    "The model's name of a camera."
+    names = dict(zip(self.cameras(), ('head', *self.body.wrists)))
+    if camera not in names: raise ValueError(f'{self.body.name} has no camera {camera!r}: choose from {", ".join(names)}')
+    return names[camera]
+
+@patch
+def cameras(self: Tabletop) -> list:
+    "Names of the views: the head's, and one a wrist."
+    wrists = self.body.wrists
+    return ['head'] + (['wrist'] if len(wrists) == 1 else [f'{arm}_wrist' for arm in self.body.arms][:len(wrists)])
 
 # %% ../nbs/parts/tabletop.ipynb #1b76d573
 @patch
@@ -392,6 +395,7 @@ def success(self: Simulation, task: Task) -> bool:
     if verb == 'press then pick': return bool(up >= .06 and t.first_lift)
     return t.done_long(task, slot, here, up)
 
+# %% ../nbs/parts/tabletop.ipynb #70d745f6
 @patch
 def done_long(self: Simulation, task, slot, here, up) -> bool:
     "The rest of `success`: stacks, drawers and what takes two hands."
