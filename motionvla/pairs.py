@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .experts import Leg, Plan, plan_of, up
+from .experts import HALF, Leg, Plan, plan_of, up
 from .fixtures import REST, SLOTS
 from .franka import Franka, Mount
 from .hand import Hand
@@ -139,5 +139,5 @@ def plan_open_box(env, task, rng, regrasp=0.):
     place = env.handle('box') + up(.008)  # clear of the bar below it
     ahead = lambda: env.handle('lid') + [np.clip(.082 - env.moved('lid_slide'), .010, .018), 0, 0]  # slowly: from its stop it bounces back
     pull = slide.pull('lid', ahead, lambda: env.moved('lid_slide') > .066)
-    held = [replace(leg, grip=max(leg.grip, -.2)) for leg in hold.take(lambda: env.handle('box') + up(.008), .07)]  # half open: the box is near
+    held = [replace(leg, grip=max(leg.grip, HALF)) for leg in hold.take(lambda: env.handle('box') + up(.008), .07)]  # half open: the box is near
     return held + [replace(leg, beside=stay(hold, place)) for leg in pull]
