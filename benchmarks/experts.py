@@ -6,7 +6,7 @@ from pathlib import Path
 import machine  # before NumPy and MuJoCo: it sets their threads
 import numpy as np
 
-STREAM = 20261123  # the start states are nobody else's
+STREAM = 20261124  # the start states are nobody else's: plans are mended on others
 
 
 def code(body: str) -> str:

@@ -186,9 +186,9 @@ class Fetch(Franka):
         import mujoco
         self.model, self.data, self._mj, self.reach, name = model, data, mujoco, fetch_reach(self.mount), self.prefix
         joints = [model.joint(f'{name}{j}_joint') for j in FORCE]
-        self.angles, self.speeds = [j.qposadr[0] for j in joints], [j.dofadr[0] for j in joints]
-        self.slides = [model.joint(f'{name}{side}_finger').qposadr[0] for side in ('left', 'right')]
-        self.motors, self.pinch = ([model.actuator(name + m).id for m in motors] for motors in (FORCE, ('left', 'right')))
+        self.angles, self.speeds = (np.array([getattr(j, a)[0] for j in joints]) for a in ('qposadr', 'dofadr'))
+        self.slides = np.array([model.joint(f'{name}{side}_finger').qposadr[0] for side in ('left', 'right')])
+        self.motors, self.pinch = (np.array([model.actuator(name + m).id for m in motors]) for motors in (FORCE, ('left', 'right')))
         self.lead = SOFT + model.dof_damping[self.speeds] / model.actuator_gainprm[self.motors, 0]
         self.site = model.site(f'{name}grip').id
         self._geoms = {g for g in range(model.ngeom) if model.body(model.geom_bodyid[g]).name.startswith(name) and model.geom_group[g] < 3}
@@ -199,5 +199,6 @@ class Fetch(Franka):
         self.targets[0] = np.clip(np.clip(self.targets[0], here - LEASH, here + LEASH), *ROOM)
         turn, way = self.reach(self.targets[0], self.q) - self.q, WIDEST + SQUEEZE
         self.turn = turn * min(1., TURN / max(np.abs(turn).max(), 1e-9))
+        self.ahead = self.lead * self.turn / CONTROL_S
         most = way * CONTROL_S / CLOSING_S
         self.close = np.clip(WIDEST - way * (1 + self.grips[0]) / 2 - self.gap, -most, most)

@@ -169,7 +169,7 @@ def _find(model, prefix):
     motors = [model.actuator(f'{prefix}panda0_joint{i}').id for i in range(1, 8)]
     pinch = [model.actuator(f'{prefix}{side}_gripper_finger_joint').id for side in 'rl']
     mine = {g for g in range(model.ngeom) if model.body(model.geom_bodyid[g]).name.startswith(prefix) and model.geom_group[g] < 3}
-    return [j.qposadr[0] for j in joints], [j.dofadr[0] for j in joints], slides, motors, pinch, mine
+    return np.array([j.qposadr[0] for j in joints]), np.array([j.dofadr[0] for j in joints]), np.array(slides), np.array(motors), np.array(pinch), mine
 
 # %% ../nbs/parts/franka.ipynb #192f09c4
 class Franka(Body):
@@ -204,10 +204,11 @@ class Franka(Body):
         self.targets[0] = np.clip(np.clip(self.targets[0], here - LEASH, here + LEASH), *ROOM)
         turn = self.reach(self.targets[0], self.q) - self.q
         self.turn = turn * min(1., TURN / max(np.abs(turn).max(), 1e-9))
+        self.ahead = self.lead * self.turn / CONTROL_S
         self.close = np.clip(WIDEST * (1 - self.grips[0]) / 2 - self.gap, -WIDEST * CONTROL_S / CLOSING_S, WIDEST * CONTROL_S / CLOSING_S)
 
     def drive(self, f):
-        self.data.ctrl[self.motors] = self.q + f * self.turn + self.lead * self.turn / CONTROL_S
+        self.data.ctrl[self.motors] = self.q + f * self.turn + self.ahead
         self.data.ctrl[self.pinch] = self.gap + f * self.close
 
     def settle(self): self.q, self.gap = self.q + self.turn, self.gap + self.close

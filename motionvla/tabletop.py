@@ -115,6 +115,7 @@ class Eye:
     def __init__(self, model, px: int):     # compiled model; side of the picture, pixels
         import mujoco
         self._mj, self.model, self.px, self._context = mujoco, model, px, None
+        self._seen, self._numbers = None, None  # which geoms can be seen; their numbers in the order in which they are drawn
 
     def open(self):
         "The context, opened at its first use and made the current one."
@@ -148,10 +149,14 @@ from fastcore.basics import patch
 @patch
 def mask(self: Eye, data, camera: str, geoms: set) -> np.ndarray: # MjData; name of a camera; ids of geoms
     "Which pixels show one of the geoms, bool `h w`."
-    red, green, _ = np.moveaxis(self.draw(data, camera, ids=True).astype(np.int32), -1, 0)
-    shown, kind = np.zeros(self._scene.ngeom + 1, bool), int(self._mj.mjtObj.mjOBJ_GEOM)
-    for g in self._scene.geoms[:self._scene.ngeom]: shown[g.segid + 1] = g.objtype == kind and g.objid in geoms
-    return shown[np.minimum(red + 256 * green, self._scene.ngeom)]
+    drawn = self.draw(data, camera, ids=True)
+    n, seen = self._scene.ngeom, self.model.geom_group.tobytes() + self.model.geom_rgba[:, 3].tobytes()
+    if seen != self._seen:  # else they are the same as in the picture before
+        kind, self._seen = int(self._mj.mjtObj.mjOBJ_GEOM), seen
+        self._numbers = np.array([g.objid if g.objtype == kind else -1 for g in self._scene.geoms[:n]])
+    shown = np.append(False, np.isin(self._numbers, list(geoms)))  # colour 0 is the background
+    colors = drawn[..., 0] if n < 256 else drawn[..., 0] + 256 * drawn[..., 1].astype(np.int32)
+    return shown.take(colors, mode='clip')
 
 @patch
 def close(self: Eye):
