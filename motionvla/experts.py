@@ -73,6 +73,13 @@ class Plan:
     def here(self): return self.env.effector(self.arm)
     def leg(self, goal, grip, **kw) -> Leg: return Leg(goal, grip, arm=self.arm, **kw)
     def wait(self, grip, steps) -> Leg: return self.leg(self.here, grip, near=1., wait=steps)
+    def stuck(self, steps=6, far=.003) -> Callable: # m
+        "Has it hardly moved for so many steps? Asked at each step: something is in the way, so go on from here."
+        past = []
+        def ask():
+            past.append(self.here())
+            return len(past) > steps and np.linalg.norm(past[-1] - past[-1 - steps]) < far
+        return ask
     def rise(self, height=.10, grip=-1.) -> list: # z, m; gripper's command
         "Straight up from here."
         return [self.leg(lambda: self.here() * FLAT + up(height), grip, near=.025, straight=True)]
@@ -84,7 +91,7 @@ class Plan:
             beside = np.append(self.rng.uniform(-.012, .012, 2), .012)
             legs = [self.leg(lambda: place() + up(above), -1., near=.015), self.leg(lambda: place() + beside, -1., near=.012), self.wait(.2, 2), self.wait(-1., 2)]
         mid = up(self.rng.uniform(-.003, .003))
-        return legs + [self.leg(lambda: place() + up(above), -1., near=.012), self.leg(lambda: place() + mid, -1., near=.006),
+        return legs + [self.leg(lambda: place() + up(above), -1., near=.012), self.leg(lambda: place() + mid, -1., near=.006, until=self.stuck()),
                        self.leg(lambda: place() + mid, 1., near=1., wait=4)]
 
     def carry(self, slot: int, place: Callable, high: float = .07) -> list: # object in the hand; () -> x, y, z where its middle shall be, m
