@@ -123,14 +123,15 @@ def plan_hand_over(env, task, rng, regrasp=0.):
     give, take, bottle = Plan(env, rng, 1 - taker), Plan(env, rng, taker), lambda: env.object_position(i)
     (meet, back, aside), (low, high), top = _meeting(env, rng, task), env.body.heights, 2 * REST[task.shape]
     at = lambda height, far=0.: lambda: bottle() + up(height) + far * aside
-    leave = [give.wait(-1., 4), give.leg(lambda: np.array([*(bottle() + .12 * back)[:2], give.here()[2]]), -1., near=.02, straight=True)]
-    leave = [replace(leg, beside=stay(take, meet + up(high))) for leg in leave]
+    away = give.leg(lambda: np.array([*(bottle() + .12 * back)[:2], give.here()[2]]), -1., near=.02, straight=True)
+    leave = [replace(give.wait(-1., 4), beside=take.wait(1., 4)), replace(away, beside=stay(take, meet + up(high)))]
     if env.body.grips[taker] > 0 and np.linalg.norm(take.here() - bottle()) < .06: return leave      # a second try: it has it already
     over = give.leg(lambda: np.array([*give.here()[:2], top + .06]), -1., near=.03)
     lift, bring = give.leg(lambda: np.array([*give.here()[:2], meet[2] + low]), 1., near=.02, straight=True), lambda: give.here() + meet - bottle()
     fetch = [replace(over, beside=take.wait(-1., 3)), *give.take(at(low), REST[task.shape] - low + .06), lift, give.leg(bring, 1., near=.012, steps=45)]
-    taking = [take.leg(at(high, .13), -1., near=.02), take.leg(at(high), -1., near=.006), take.leg(at(high), 1., near=.5, wait=5)]
-    return fetch + [replace(leg, beside=give.leg(bring, 1., near=.5)) for leg in taking] + leave
+    taking = [replace(leg, beside=give.leg(bring, 1., near=.5)) for leg in (take.leg(at(high, .13), -1., near=.02), take.leg(at(high), -1., near=.006))]
+    both = replace(take.wait(1., 5), beside=give.wait(1., 5))  # while both hold it neither corrects the other
+    return fetch + taking + [both] + leave
 
 # %% ../nbs/parts/pairs.ipynb #d60048cc
 @plan_of('open the box')
