@@ -118,12 +118,20 @@ def _open_av(path):
     listed = [(p.pts, p.is_keyframe) for p in file.demux(stream) if p.pts is not None and p.size and not p.is_discard]
     pts = np.array(sorted(t for t, _ in listed)); keys = np.array(sorted(t for t, key in listed if key))
 
+    packets = file.demux(stream)  # one walk for good: of each that is left before its end PyAV 18 keeps 150 bytes
+    def decoded():
+        nonlocal packets
+        if (packet := next(packets, None)) is None: packets = file.demux(stream); packet = next(packets, None)  # it had come to its end
+        while packet is not None:
+            yield from packet.decode()
+            packet = next(packets, None)
+
     def read(index):
         at, frames = None, None
         for i in index:
             key = keys[max(0, np.searchsorted(keys, pts[i], side='right') - 1)] if len(keys) else pts[0]
             if at is None or key > at:  # jump only where a key frame lies between
-                file.seek(int(key), stream=stream); frames = file.decode(stream)
+                file.seek(int(key), stream=stream); frames = decoded()
             for frame in frames:
                 at = frame.pts
                 if at is not None and at >= pts[i]: break
