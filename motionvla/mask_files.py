@@ -180,6 +180,13 @@ def _has(item, where, *keys):
     return [item[k] for k in keys]
 
 
+def _list(item, where, key):
+    "The list at a key; raises `DataError` where it is missing or no list."
+    rows, = _has(item, where, key)
+    if not isinstance(rows, list): raise DataError(f'{where}: {key} is not a list')
+    return rows
+
+
 def _film(images, path, clip):
     "The images of one film."
     def of(image): return str(image['video_id']) if 'video_id' in image else Path(str(image.get('file_name', ''))).parent.as_posix()
@@ -193,7 +200,7 @@ def _wanted(data, path, names):
     "The ids of the categories that are named; None where all count."
     if names is None: return None
     ids = {}
-    for i, c in enumerate(_has(data, path, 'categories')[0]): number, name = _has(c, f'{path}: category {i}', 'id', 'name'); ids.setdefault(name, set()).add(number)
+    for i, c in enumerate(_list(data, path, 'categories')): number, name = _has(c, f'{path}: category {i}', 'id', 'name'); ids.setdefault(name, set()).add(number)
     if unknown := [n for n in names if n not in ids]: raise DataError(f'{path} has no category {unknown[0]!r}, but {", ".join(sorted(map(str, ids))[:8])}')
     return set().union(*(ids[n] for n in names))
 
@@ -205,9 +212,11 @@ def coco_masks(path: str | Path,             # a JSON file
                tolerance_s: float = .1,      # as in `FileMasks`
               ) -> FileMasks:
     "Masks in COCO's form; raises `DataError` for what is missing or does not fit."
-    data = _json(path); images, annotations = _has(data, path, 'images', 'annotations')
+    data = _json(path); images, annotations = _list(data, path, 'images'), _list(data, path, 'annotations')
     wanted, of, listed = _wanted(data, path, names), {}, set()
-    for i, image in enumerate(images): listed.add(_has(image, f'{path}: image {i}', 'id', 'width', 'height')[0])
+    for i, image in enumerate(images):
+        name, *sides = _has(image, f'{path}: image {i}', 'id', 'width', 'height'); listed.add(name)
+        if not all(isinstance(s, int) and 0 < s <= 32768 for s in sides): raise DataError(f'{path}: image {i} is said to be {sides[0]}×{sides[1]} px')
     for i, a in enumerate(annotations):
         where = f'{path}: annotation {a.get("id", i) if isinstance(a, dict) else i}'
         image, _ = _has(a, where, 'image_id', 'segmentation')
@@ -232,13 +241,13 @@ def coco_masks(path: str | Path,             # a JSON file
 def _visor_mask(annotations, path, names, what, size):
     "The named entities of one frame, and what they hold."
     by_id, held, out = {}, set(), np.zeros(size, bool)
-    for a in annotations: by_id[_has(a, f'{path}: an annotation', 'name', 'segments') and a.get('id')] = a
+    for a in annotations: _has(a, f'{path}: an annotation', 'name'); _list(a, f'{path}: annotation {a.get("id")}', 'segments'); by_id[str(a.get('id'))] = a
     body = [a for a in annotations if a['name'] in names]
-    if what == 'body+object': held = {a.get('in_contact_object') for a in body} & (set(by_id) - {None})
+    if what == 'body+object': held = {str(a['in_contact_object']) for a in body if a.get('in_contact_object')} & set(by_id)
     for a in [*body, *(by_id[i] for i in sorted(held))]:
         where, polygons = f'{path}: annotation {a.get("id", a["name"])}', []
         for p in a['segments']:
-            if not len(p): continue
+            if p == []: continue
             try: p = np.array(p, float)
             except (TypeError, ValueError): p = np.zeros(0)
             if p.ndim != 2 or p.shape[1] != 2 or not np.isfinite(p).all(): raise DataError(f'{where}: a polygon is a list of points [x, y]')
@@ -258,9 +267,9 @@ def visor_masks(path: str | Path,         # a JSON file of one film
     "Masks in EPIC VISOR's form; raises `DataError` for what is missing or does not fit."
     if what not in ('body', 'body+object'): raise DataError(f'what is body or body+object, not {what!r}')
     if isinstance(names, str): names = [names]
-    rows = _has(_json(path), path, 'video_annotations')[0]; stamps, films = [], set()
+    rows = _list(_json(path), path, 'video_annotations'); stamps, films = [], set()
     for i, row in enumerate(rows):
-        image, _ = _has(row, f'{path}: entry {i}', 'image', 'annotations')
+        image, _ = *_has(row, f'{path}: entry {i}', 'image'), _list(row, f'{path}: entry {i}', 'annotations')
         stamps.append(_stamp(_has(image, f'{path}: the image of entry {i}', 'name')[0], path)); films.add(image.get('video'))
     if len(films) > 1: raise DataError(f'{path} holds {len(films)} films: one file a film is meant')
     order, (frames, times) = _line_up(stamps, path)

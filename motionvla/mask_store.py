@@ -196,8 +196,9 @@ class _Shards:
     def __getstate__(self): return dict(paths=self.paths)
     def __setstate__(self, state): self.__init__(**state)
 
-    def _kept(self, kept, key, make, most):
-        if os.getpid() != self._pid: self._clear(); return self._kept(self._files if kept is not self._groups else self._groups, key, make, most)
+    def _kept(self, which, key, make, most):
+        if os.getpid() != self._pid: self._clear()  # a worker that was forked reads with its own handles
+        kept = getattr(self, which)
         if key not in kept: kept[key] = make()
         kept.move_to_end(key)
         while len(kept) > most: kept.popitem(last=False)
@@ -205,7 +206,7 @@ class _Shards:
 
     def _group(self, shard, group, columns):
         import pyarrow.parquet as pq
-        file = self._kept(self._files, shard, lambda: pq.ParquetFile(self.paths[shard]), 8)
+        file = self._kept('_files', shard, lambda: pq.ParquetFile(self.paths[shard]), 8)
         table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
         def plain(name):
             column = table[name].chunk(0)
@@ -216,7 +217,7 @@ class _Shards:
     def read(self, shard, start, count, columns):
         "Columns of `count` rows from `start` on."
         groups = range(start // ROWS, (start + count - 1) // ROWS + 1)
-        parts = [self._kept(self._groups, (shard, g, columns), lambda: self._group(shard, g, columns), 16) for g in groups]
+        parts = [self._kept('_groups', (shard, g, columns), lambda: self._group(shard, g, columns), 16) for g in groups]
         at = start - groups[0] * ROWS
         return {k: np.concatenate([p[k] for p in parts])[at:at + count].copy() for k in columns}
 
