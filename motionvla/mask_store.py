@@ -97,7 +97,7 @@ def _shard(clips, said, encoding=ENCODING):
                    row_group_size=ROWS, write_statistics=['clip'])
     return out.getvalue()
 
-
+# %% ../nbs/parts/mask_store.ipynb #41db3e54
 def _shards(folder): return sorted(p for p in Path(folder).glob('*.parquet') if not p.name.startswith('.'))
 
 
@@ -116,12 +116,19 @@ def _agree(one, said, other, others):
     if key := next((k for k in {**said, **others} if said.get(k) != others.get(k)), None):
         raise DataError(f'masks of two origins: {one} has {key} {said.get(key)!r} and {other} has {key} {others.get(key)!r}; keep them in two folders')
 
-# %% ../nbs/parts/mask_store.ipynb #333209a6
+# %% ../nbs/parts/mask_store.ipynb #264045fc
 def done(folder: str | Path) -> set:  # names of clips
     "The clips whose masks stand in a folder ({} where there is none)."
     return {name for path in _shards(folder) for name, _ in _footer(path)[1]}
 
-# %% ../nbs/parts/mask_store.ipynb #264045fc
+
+def _sweep(folder, worker):
+    "Removes what a kill left: files aside of this worker, and of any that are older than a day."
+    mine = f'.w{worker:03d}-', f'.quarantine-w{worker:03d}.'
+    for p in folder.glob('.*.aside.*'):
+        if p.name.startswith(mine) or time.time() - p.stat().st_mtime > 86400: p.unlink(missing_ok=True)
+
+# %% ../nbs/parts/mask_store.ipynb #a57764a9
 class MaskWriter:
     "Appends clips to a folder of masks, as one of several workers. Leaving its `with` block closes it; so does an error in the block, with the clips so far kept."
     def __init__(self,
@@ -132,8 +139,7 @@ class MaskWriter:
                  every: int = 8192):   # frames a shard, at least: what a kill may cost
         self.folder, self.said, self.worker, self.pixels, self.every = Path(folder), provenance, worker, pixels, every
         self.folder.mkdir(parents=True, exist_ok=True)
-        for p in self.folder.glob('.*.aside.*'):  # left by a kill: mine, or older than a day
-            if p.name.startswith((f'.w{worker:03d}-', f'.quarantine-w{worker:03d}.')) or time.time() - p.stat().st_mtime > 86400: p.unlink(missing_ok=True)
+        _sweep(self.folder, worker)
         for p in _shards(self.folder)[:1]: _agree(p, _footer(p)[0], 'what is written now', provenance)
         self.done, self._clips, self._frames = done(self.folder), [], 0
         taken = [int(m[1]) for p in _shards(self.folder) if (m := re.match(rf'w{worker:03d}-(\d+)-', p.name))]
@@ -165,7 +171,7 @@ class MaskWriter:
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
-# %% ../nbs/parts/mask_store.ipynb #a57764a9
+# %% ../nbs/parts/mask_store.ipynb #6260a24f
 def _checked(clip, times_s, frames, masks, coverage, confidence, grid, pixels):
     "A clip as a row of the store."
     times, frames = np.asarray(times_s, np.float64), np.asarray(frames)
@@ -188,7 +194,7 @@ def _checked(clip, times_s, frames, masks, coverage, confidence, grid, pixels):
     return dict(clip=clip, time_s=times, frame=frames.astype(np.int32), px=np.full(len(times), px, np.int32), coverage=coverage,
                 confidence=np.round(sure * 255).astype(np.uint8), rle=[encode_rle(m) for m in masks] if pixels else [None] * len(times))
 
-# %% ../nbs/parts/mask_store.ipynb #50193c34
+# %% ../nbs/parts/mask_store.ipynb #90a9b789
 class _Shards:
     "Rows of shards by position; keeps a few files open and the last row groups unpacked."
     def __init__(self, paths): self.paths = paths; self._clear()
@@ -221,7 +227,7 @@ class _Shards:
         at = start - groups[0] * ROWS
         return {k: np.concatenate([p[k] for p in parts])[at:at + count].copy() for k in columns}
 
-# %% ../nbs/parts/mask_store.ipynb #90a9b789
+# %% ../nbs/parts/mask_store.ipynb #b3eeb7c6
 class MaskStore:
     "The masks in a folder: `clips` (their names, sorted), `provenance`, `n_frames`; `of`, `frames` and `pixels` read one clip. `len` is the number of clips."
     def __init__(self, folder: str | Path):
@@ -269,7 +275,7 @@ def open_masks(folder: str | Path) -> MaskStore:  # raises `DataError` for no ma
     "A folder that `MaskWriter` or `merge` wrote."
     return MaskStore(folder)
 
-# %% ../nbs/parts/mask_store.ipynb #4d58ec60
+# %% ../nbs/parts/mask_store.ipynb #b6524ba6
 def set_aside(folder: str | Path, clip: str,
               reason: str,     # one sentence
               worker: int = 0):
@@ -293,7 +299,7 @@ def todo(folder: str | Path,
     there = done(folder) | (set() if retry else set(quarantined(folder)))
     return [c for c in clips if c not in there]
 
-# %% ../nbs/parts/mask_store.ipynb #ac3f85da
+# %% ../nbs/parts/mask_store.ipynb #cd8cb9ee
 def merge(folder: str | Path,   # with the shards of any number of workers
           out: str | Path,      # a folder that is not there yet
           frames: int = 65_536, # a shard, at least
