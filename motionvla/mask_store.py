@@ -270,12 +270,12 @@ class MaskStore:
         try: return np.stack([decode_rle(r, (px, px)) for r, px in zip(rows['rle'], rows['px'])])
         except DataError as e: raise DataError(f'{self.folder}, {clip!r}: {e}') from None
 
-
+# %% ../nbs/parts/mask_store.ipynb #cb52b86b
 def open_masks(folder: str | Path) -> MaskStore:  # raises `DataError` for no masks, a damaged shard, or masks of two origins
     "A folder that `MaskWriter` or `merge` wrote."
     return MaskStore(folder)
 
-# %% ../nbs/parts/mask_store.ipynb #b6524ba6
+# %% ../nbs/parts/mask_store.ipynb #24409b15
 def set_aside(folder: str | Path, clip: str,
               reason: str,     # one sentence
               worker: int = 0):
@@ -299,7 +299,7 @@ def todo(folder: str | Path,
     there = done(folder) | (set() if retry else set(quarantined(folder)))
     return [c for c in clips if c not in there]
 
-# %% ../nbs/parts/mask_store.ipynb #cd8cb9ee
+# %% ../nbs/parts/mask_store.ipynb #07b33b4b
 def merge(folder: str | Path,   # with the shards of any number of workers
           out: str | Path,      # a folder that is not there yet
           frames: int = 65_536, # a shard, at least
