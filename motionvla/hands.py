@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'NEEDS', 'ANCHORS', 'FINGERS', 'HandModels', 'load_hand_models', 'palm_anchors', 'Palm', 'merge_boxes',
            'find_palms', 'hand_crop', 'palm_crop', 'next_crop', 'Hand', 'landmarks', 'find_hands', 'finger_width',
-           'draw_hand', 'draw_forearm', 'hand_seeds', 'segment_hand', 'behind_wrist']
+           'draw_hand', 'draw_forearm', 'hand_seeds', 'behind_wrist', 'segment_hand', 'hand_masks']
 
 # %% ../nbs/parts/hands.ipynb #ea335cb6
 import importlib.util
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/parts/hands.ipynb #5aa4a038
+# %% ../nbs/parts/hands.ipynb #6b5e8231
 FILES = dict(palm='palm_detection/palm_detection_full.tflite', landmark='hand_landmark/hand_landmark_full.tflite')  # below mediapipe/modules
 NEEDS = 'hand landmarks need two optional packages: pip install --no-deps mediapipe==0.10.14 ai-edge-litert'
 
@@ -23,7 +23,7 @@ NEEDS = 'hand landmarks need two optional packages: pip install --no-deps mediap
 class HandModels:
     "The palm detector and the landmark network, ready to run on one core."
     palm: object      # LiteRT interpreter: 1 192 192 3 in [0, 1] → 2016 18, and 2016 logits
-    landmark: object  # LiteRT interpreter: 1 224 224 3 in [0, 1] → 21·3 points in pixels, presence, left hand, 21·3 points in metres
+    landmark: object  # LiteRT interpreter: 1 224 224 3 in [0, 1] → 21·3 points in pixels, presence, right hand, 21·3 points in metres
 
 
 def load_hand_models(threads: int = 1) -> HandModels: # threads a network
@@ -176,7 +176,7 @@ def find_hands(frames: np.ndarray,  # uint8 `t h w 3`, a film in order
         out.append(known)
     return out
 
-# %% ../nbs/parts/hands.ipynb #dc199420
+# %% ../nbs/parts/hands.ipynb #dc59e134
 FINGERS = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]]
 
 
@@ -202,29 +202,36 @@ def draw_hand(points: np.ndarray, # `21 2`, pixels
 
 def draw_forearm(points: np.ndarray, # `21 2`, pixels
                  h: int, w: int,     # of the picture, pixels
+                 core: float = 3.,   # length of the core, finger widths
+                 bend: float = 70.,  # by which a wrist may seem bent, degrees
                 ) -> tuple:          # bool `h w`: the core, two finger widths thick, and the cone in which the arm may be
-    "Where the forearm is, from the wrist to the picture's border: away from the middle finger, give or take the 30° by which a wrist bends sideways."
+    "Where the forearm is: straight on behind the wrist at first, then anywhere in a cone, up to the picture's border."
     import cv2
     away = points[0] - points[9]; away = away / max(np.hypot(*away), 1e-6); across = np.array([-away[1], away[0]])
-    width, far, (core, cone) = finger_width(points), float(np.hypot(h, w) + np.abs(points[0]).max()), np.zeros((2, h, w), np.uint8)
-    end = points[0] + far * away
-    cv2.line(core, *(tuple(int(v) for v in np.round(p)) for p in (points[0], end)), 1, max(1, round(2 * width)))
-    side, spread = 1.6 * width * across, (1.6 * width + np.tan(np.radians(30)) * far) * across      # a wrist is 3.2 fingers wide
+    width, far = finger_width(points), float(np.hypot(h, w) + np.abs(points[0]).max())
+    straight, cone = np.zeros((2, h, w), np.uint8)
+    ends = np.round([points[0], points[0] + min(core * width, far) * away]).astype(np.int32)
+    cv2.polylines(straight, [ends], False, 1, max(1, round(2 * width)))
+    end, side, spread = points[0] + far * away, 1.6 * width * across, (1.6 * width + np.tan(np.radians(bend)) * far) * across  # a wrist is 3.2 fingers wide
     cv2.fillPoly(cone, [np.round([points[0] - side, points[0] + side, end + spread, end - spread]).astype(np.int32)], 1)
-    return core > 0, cone > 0
+    return straight > 0, cone > 0
 
-# %% ../nbs/parts/hands.ipynb #8756e289
-def _disc(r): import cv2; r = max(1, round(r)); return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
+# %% ../nbs/parts/hands.ipynb #fca3b6cc
+def _disc(r):
+    import cv2
+    r = max(1, round(r))
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
 
 
 def hand_seeds(points: np.ndarray,  # `21 2`, pixels
                h: int, w: int,      # of the picture, pixels
-              ) -> np.ndarray:      # uint8 `h w`: OpenCV's 0 surely not, 1 surely, 2 probably not, 3 probably
+               core: float = 3.,    # as in `draw_forearm`
+              ) -> np.ndarray:      # uint8 `h w`, OpenCV's numbers: 0 surely not, 1 surely, 2 probably not, 3 probably
     "What landmarks say about each pixel before its colour is looked at."
     import cv2
-    hand, (core, cone) = draw_hand(points, h, w), draw_forearm(points, h, w)
+    hand, (straight, cone) = draw_hand(points, h, w), draw_forearm(points, h, w, core)
     near = cv2.dilate(hand.astype(np.uint8), _disc(finger_width(points))) > 0
-    return np.select([draw_hand(points, h, w, .5), hand | core, near | cone], [1, 3, 2], 0).astype(np.uint8)
+    return np.select([draw_hand(points, h, w, .5), hand | straight, near | cone], [1, 3, 2], 0).astype(np.uint8)
 
 
 def _whole(mask, seeds, width):
@@ -232,43 +239,64 @@ def _whole(mask, seeds, width):
     import cv2
     mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(width / 8)) | (seeds == 1)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(width / 8))
-    _, part = cv2.connectedComponents(mask); hit = np.zeros(part.max() + 1, bool); hit[part[seeds == 1]] = True; hit[0] = False
+    _, part = cv2.connectedComponents(mask)
+    hit = np.zeros(part.max() + 1, bool); hit[part[seeds == 1]] = True; hit[0] = False
     mask = hit[part]
     _, part, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8))
     small = stats[:, cv2.CC_STAT_AREA] < width**2; small[0] = False
     return mask | small[part]
 
 
-def segment_hand(frame: np.ndarray,   # uint8 `h w 3`
-                 points: np.ndarray,  # `21 2`, pixels
+def behind_wrist(points: np.ndarray, # `21 2`, pixels
+                 h: int, w: int,     # of the picture, pixels
+                ) -> np.ndarray:     # bool `h w`
+    "What lies more than half a finger's width behind the wrist joint, seen from the middle finger, and is not drawn as hand."
+    away = points[0] - points[9]; away = away / max(np.hypot(*away), 1e-6)
+    y, x = np.mgrid[:h, :w]
+    return ((x - points[0, 0]) * away[0] + (y - points[0, 1]) * away[1] > .5 * finger_width(points)) & ~draw_hand(points, h, w)
+
+# %% ../nbs/parts/hands.ipynb #e0024802
+def _window(points, h, w, forearm):  # x0, y0, x1, y1: what has to be looked at
+    width = finger_width(points); low, high = points.min(0) - 4 * width, points.max(0) + 4 * width
+    y, x = np.nonzero(draw_forearm(points, h, w)[1]) if forearm else ([], [])
+    if len(x): low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max() + 1, y.max() + 1])
+    return *np.clip(np.floor(low), 0, [w, h]).astype(int), *np.clip(np.ceil(high), 0, [w, h]).astype(int)
+
+
+def segment_hand(frame: np.ndarray,    # uint8 `h w 3`
+                 points: np.ndarray,   # `21 2`, pixels
                  forearm: bool = True, # with the arm up to the picture's border, or the hand alone
-                 px: int = 256,       # the longer side of what GrabCut sees, at most
-                 rounds: int = 3,     # of GrabCut
-                ) -> np.ndarray:      # bool `h w`
+                 core: float = 3.,     # as in `draw_forearm`
+                 px: int = 256,        # the longer side of what GrabCut sees, at most
+                 rounds: int = 3,      # of GrabCut
+                ) -> np.ndarray:       # bool `h w`
     "The pixels of one hand, from its landmarks and the picture's colours."
     import cv2
-    h, w = frame.shape[:2]; width = finger_width(points); low, high = points.min(0) - 4 * width, points.max(0) + 4 * width
-    if forearm: # on to the border that the arm comes in from
-        y, x = np.nonzero(draw_forearm(points, h, w)[0])
-        if len(x): low, high = np.minimum(low, [x.min() - 4 * width, y.min() - 4 * width]), np.maximum(high, [x.max() + 4 * width, y.max() + 4 * width])
-    (x0, y0), (x1, y1) = np.clip(np.floor(low), 0, [w, h]).astype(int), np.clip(np.ceil(high), 0, [w, h]).astype(int)
-    out = np.zeros((h, w), bool)
+    h, w = frame.shape[:2]; out = np.zeros((h, w), bool)
+    x0, y0, x1, y1 = _window(points, h, w, forearm)
     if min(x1 - x0, y1 - y0) < 8: return out   # hardly anything of it is in the picture
     scale = min(1, px / max(x1 - x0, y1 - y0)); size = max(8, round((x1 - x0) * scale)), max(8, round((y1 - y0) * scale))
     small = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
     at = (points - [x0, y0]) * (np.array(size) / [x1 - x0, y1 - y0])
-    seeds = hand_seeds(at, size[1], size[0]); labels = seeds.copy()
+    seeds = hand_seeds(at, size[1], size[0], core); labels = seeds.copy()
     if (seeds == 1).any() and (seeds % 2 == 0).any():   # colours to learn from on both sides
         cv2.setRNGSeed(0); cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
     mask = _whole(labels % 2 == 1, seeds, finger_width(at))
     out[y0:y1, x0:x1] = cv2.resize(mask.astype(np.float32), (x1 - x0, y1 - y0)) > .5
     return out if forearm else out & ~behind_wrist(points, h, w)
 
-
-def behind_wrist(points: np.ndarray, # `21 2`, pixels
-                 h: int, w: int,     # of the picture, pixels
-                ) -> np.ndarray:     # bool `h w`
-    "What lies more than half a finger's width behind the wrist joint, as seen from the middle finger, and is not drawn as hand."
-    away = points[0] - points[9]; away = away / max(np.hypot(*away), 1e-6)
-    y, x = np.mgrid[:h, :w]
-    return ((x - points[0, 0]) * away[0] + (y - points[0, 1]) * away[1] > .5 * finger_width(points)) & ~draw_hand(points, h, w)
+# %% ../nbs/parts/hands.ipynb #625471d6
+def hand_masks(frames: np.ndarray,          # uint8 `t h w 3`, a film in order
+               models: HandModels = None,   # of `load_hand_models`, which is called where they are not given
+               forearm: bool = True,        # with the arms up to the picture's border, or the hands alone
+               most: int = 2,               # hands a frame
+               every: int = 5,              # frames between two looks of the palm detector
+               sure: float = .5,            # least presence of a hand
+               px: int = 256,               # the longer side of what GrabCut sees, at most
+              ) -> tuple:                   # masks bool `t h w`, confidence float32 `t` in [0, 1], 0 where no hand was found
+    "Masks of hands and forearms, by networks that learned from labelled hands; raises `ImportError` where they are not installed."
+    found = find_hands(frames, models or load_hand_models(), most, every, sure)
+    masks = np.zeros(frames.shape[:3], bool)
+    for mask, frame, hands in zip(masks, frames, found):
+        for hand in hands: mask |= segment_hand(frame, hand.points, forearm, px=px)
+    return masks, np.array([hands[0].score if hands else 0 for hands in found], np.float32)
