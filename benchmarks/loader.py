@@ -47,13 +47,15 @@ class Watched:
 
 
 def watch(root: Path, pairs: Path, visits: int, per_visit: int, start: str) -> dict:
-    "What two workers hold at the start, after 10⁴ and after 10⁵ pairs of all (the larger of the two)."
+    """What two workers hold at the start, after 10⁴ and after 10⁵ pairs of all (the larger of the two).
+    `start` none: this process does it itself, so that no page is a copy of a parent's."""
     from torch.utils.data import DataLoader
     from motionvla.datasets import PairFrames, open_dataset, open_pairs
     frames = PairFrames(open_dataset(root), open_pairs(pairs), size=64, per_visit=per_visit)
     order = np.concatenate([np.random.default_rng(e).permutation(len(frames)) for e in range(-(-visits // len(frames)))])[:visits]
     at, seen, first, began, aside = {}, 0, {}, time.perf_counter(), 0
-    for [(item, pid, mb)] in DataLoader(Watched(frames, order), batch_size=1, num_workers=2, collate_fn=list, multiprocessing_context=start):
+    how = {'num_workers': 0} if start == 'none' else {'num_workers': 2, 'multiprocessing_context': start}
+    for [(item, pid, mb)] in DataLoader(Watched(frames, order), batch_size=1, collate_fn=list, **how):
         seen += len(item['times']); aside += bool(item['reason'])
         if mb is None: continue
         first.setdefault(pid, mb)
@@ -98,5 +100,6 @@ if __name__ == '__main__':
             root = asked.data or Path(d)
             if not (root/'lerobot.parquet').exists(): alone('make', root)
             rows = [alone('index', root/'folder.parquet')]
-            for name in ('folder', 'lerobot'): rows.append(alone('watch', root/name, root/f'{name}.parquet', 101_000 // PER_VISIT, PER_VISIT, asked.start))
+            for name in ('folder', 'lerobot'):
+                for start in (asked.start, 'none'): rows.append(alone('watch', root/name, root/f'{name}.parquet', 101_000 // PER_VISIT, PER_VISIT, start))
             save('loader', rows)
