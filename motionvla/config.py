@@ -46,7 +46,9 @@ class WorldConfig:
 @dataclass
 class MasksConfig:
     "Which pixels a body moves (stage 00)."
-    provider: str = 'flow'        # flow | truth | sam
+    provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | file | sam | sam2 | truth
+    files: str = ''               # where the provider file finds masks: a path with {clip} or {stem}
+    what: str = 'body+object'     # body | body+object: whether what a body holds counts
     sample_hz: float = 5.0        # frames sampled a second, by time stamp
     gap_s: float = 1.0            # seconds between the two frames of a pair
     pair_every_s: float = 0.2     # seconds between the starts of pairs
