@@ -47,6 +47,7 @@ class WorldConfig:
 class MasksConfig:
     "Which pixels a body moves (stage 00)."
     provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | file | sam | sam2 | truth
+    fuse: list = field(default_factory=lambda: ['flow', 'hand'])  # the providers that fuse joins and auto chooses from
     files: str = ''               # where the provider file finds masks: a path with {clip} or {stem}
     what: str = 'body+object'     # body | body+object: whether what a body holds counts
     sample_hz: float = 5.0        # frames sampled a second, by time stamp
