@@ -6,7 +6,8 @@
 __all__ = ['NOTEBOOKS', 'QUIET', 'CHECKS', 'app', 'UsageError', 'find_stage', 'notebooks_dir', 'collect_overrides', 'finished',
            'forget', 'plan', 'StageFailed', 'kernels_log', 'run_notebook', 'progress_of', 'watch', 'result_rows',
            'wide_console', 'show_report', 'check_gl', 'check_gpu', 'check_decoders', 'check_disk', 'check_packages',
-           'check_python', 'prepare', 'run_command', 'world_command', 'report_command', 'doctor_command']
+           'check_python', 'prepare', 'run_command', 'world_command', 'masks_command', 'report_command',
+           'doctor_command']
 
 # %% ../nbs/parts/cli.ipynb #cfa22871
 import contextlib
@@ -396,6 +397,34 @@ def world_command(
     except (ValueError, RuntimeError) as e: _stop(e, 2 if isinstance(e, ValueError) else 1)
     except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
     print(f'{made["clips"]} clips, {made["frames"]} frames, experts succeeded in {made["clips"]} of {made["attempts"]} attempts: {out}')
+
+# %% ../nbs/parts/cli.ipynb #6b9c1d0e
+@app.command('masks')
+def masks_command(
+    videos: Path = typer.Argument(..., help='a folder of videos, or any data set that motionvla reads'),
+    out: Path = typer.Option(..., help='the folder of the masks; what is there already is kept'),
+    provider: str = typer.Option('flow', help='where masks come from: flow, hand, robot, sam, file, …'),
+    workers: int = typer.Option(0, help='processes; 0 = one a core'),
+    pixels: bool = typer.Option(False, help="keep the masks' pixels too, not only how much of each patch they cover"),
+    merged: Path = typer.Option(None, help='a folder for the finished store, sorted: the same masks give the same bytes'),
+    retry: bool = typer.Option(False, help='try again what was set aside'),
+    reader: str = typer.Option('', help='the reader of the videos, as for run; found out if not given'),
+    split: str = typer.Option('', help='the split of that data set, e.g. train'),
+    profile: str = typer.Option('demo', help='whose section masks is used'),
+    sets: list[str] = typer.Option([], '--set', metavar='KEY=VALUE', help='change a number, e.g. masks.grid=16 or world.reader.fps=10; may be repeated'),
+):
+    "Masks of any number of videos, on all cores. Run again, it goes on where it stopped."
+    try:
+        config = load_config(profile, collect_overrides(list(sets) + [f'masks.provider={provider}'], str(videos), reader, split))
+        from motionvla.datasets import DataError, list_clips, open_dataset
+        from motionvla.mask_bulk import mask_rows
+        options = dict(config.world.reader); camera = options.pop('camera', '')
+        try: rows, bad = list_clips(open_dataset(videos, **options), camera=camera); told = mask_rows(rows, config.masks, out, workers, pixels, merged or '', bad, retry)
+        except DataError as e: raise UsageError(str(e)) from None
+    except (UsageError, ConfigError) as e: _stop(e, 2)
+    except RuntimeError as e: _stop(e, 1)
+    except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
+    print(f'{told["clips"]} clips, {told["frames"]} frames, {told["set_aside"]} set aside, {told["frames_per_s"]:.1f} frames/s, {told["times_real"]:.1f}× real time: {out}')
 
 # %% ../nbs/parts/cli.ipynb #fb6c1ef1
 @app.command('report')

@@ -150,10 +150,12 @@ class MaskWriter:
             frames: np.ndarray,            # `t`, their numbers in the film
             masks: np.ndarray = None,      # bool `t px px`; or, where there are no pixels,
             coverage: np.ndarray = None,   # uint8 `t grid²`, 255 = patch fully covered
-            confidence: np.ndarray = None): # `t` in [0, 1]; None = sure
+            confidence: np.ndarray = None, # `t` in [0, 1]; None = sure
+            px: int = 0,                   # beside the coverage: side of the masks that it was measured on
+            rle: list = None):             # beside the coverage: `t` masks of `encode_rle`
         "Takes one whole clip; raises `DataError` for a clip that is there already, and for numbers that do not fit together."
         if clip in self.done: raise DataError(f'{clip} is in {self.folder} already: ask todo() what is left to do')
-        self._put(_checked(clip, times_s, frames, masks, coverage, confidence, self.said['grid'], self.pixels))
+        self._put(_checked(clip, times_s, frames, masks, coverage, confidence, self.said['grid'], self.pixels, px, rle))
 
     def _put(self, row):
         self._clips.append(row); self.done.add(row['clip']); self._frames += len(row['time_s'])
@@ -172,27 +174,26 @@ class MaskWriter:
     def __exit__(self, *error): self.close()
 
 # %% ../nbs/parts/mask_store.ipynb #6260a24f
-def _checked(clip, times_s, frames, masks, coverage, confidence, grid, pixels):
+def _checked(clip, times_s, frames, masks, coverage, confidence, grid, pixels, px=0, rle=None):
     "A clip as a row of the store."
     times, frames = np.asarray(times_s, np.float64), np.asarray(frames)
     if not isinstance(clip, str) or not clip: raise DataError(f'a clip is named by text, not by {clip!r}')
     if times.ndim != 1 or not len(times): raise DataError(f'{clip}: no frames were given')
     if not np.isfinite(times).all() or (np.diff(times) <= 0).any(): raise DataError(f'{clip}: times must be numbers that increase')
-    px = 0
     if masks is not None:
         masks = np.asarray(masks)
         if masks.dtype != bool or masks.ndim != 3 or masks.shape[1] != masks.shape[2]: raise DataError(f'{clip}: masks are bool t px px, not {masks.dtype} {masks.shape}')
         if masks.shape[1] < grid: raise DataError(f'{clip}: masks of {masks.shape[1]} px are smaller than a grid of {grid}')
-        coverage, px = cover(masks, grid), masks.shape[1]
-    elif pixels: raise DataError(f'{clip}: the pixels are to be kept, but only the coverage was given')
+        coverage, px, rle = cover(masks, grid), masks.shape[1], [encode_rle(m) for m in masks] if pixels else None
+    elif pixels and rle is None: raise DataError(f'{clip}: the pixels are to be kept, but only the coverage was given')
     coverage = np.asarray(coverage)
     if coverage.dtype != np.uint8 or coverage.shape[1:] != (grid * grid,): raise DataError(f'{clip}: coverage is uint8 t {grid * grid}, not {coverage.dtype} {coverage.shape}')
     sure = np.ones(len(times)) if confidence is None else np.asarray(confidence, float)
-    for what, got in (('frame numbers', frames), ('masks', coverage), ('confidences', sure)):
-        if len(got) != len(times): raise DataError(f'{clip}: {len(got)} {what} for {len(times)} times')
+    for what, got in (('frame numbers', frames), ('masks', coverage), ('confidences', sure), ('masks as run lengths', rle)):
+        if got is not None and len(got) != len(times): raise DataError(f'{clip}: {len(got)} {what} for {len(times)} times')
     if not ((sure >= 0) & (sure <= 1)).all(): raise DataError(f'{clip}: confidence must lie in [0, 1]')
     return dict(clip=clip, time_s=times, frame=frames.astype(np.int32), px=np.full(len(times), px, np.int32), coverage=coverage,
-                confidence=np.round(sure * 255).astype(np.uint8), rle=[encode_rle(m) for m in masks] if pixels else [None] * len(times))
+                confidence=np.round(sure * 255).astype(np.uint8), rle=list(rle) if pixels else [None] * len(times))
 
 # %% ../nbs/parts/mask_store.ipynb #90a9b789
 class _Shards:
