@@ -6,7 +6,7 @@
 __all__ = ['WINDOW', 'sam_prompts', 'hand_prompts', 'carry_masks', 'sam_masks', 'weights_hash', 'load_sam', 'Sam2', 'sam2_masks',
            'load_sam2']
 
-# %% ../nbs/parts/mask_sam.ipynb #680e6049
+# %% ../nbs/parts/mask_sam.ipynb #133dcf13
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .datasets import DataError
 from .mask_flow import dense_flows, look_up
 from .mask_measure import iou
 
-# %% ../nbs/parts/mask_sam.ipynb #284f8692
+# %% ../nbs/parts/mask_sam.ipynb #724e44e9
 def sam_prompts(mask: np.ndarray, # bool `h w`
                 most: int = 3,    # points a component
                ) -> list:         # (points `k 2` x y, box x0 y0 x1 y1, component `h w`) for each component
@@ -34,7 +34,7 @@ def sam_prompts(mask: np.ndarray, # bool `h w`
         if points: out.append((np.array(points, float), np.array([x, y, x + w - 1, y + h - 1], float), part == c))
     return out
 
-# %% ../nbs/parts/mask_sam.ipynb #4fdbd686
+# %% ../nbs/parts/mask_sam.ipynb #6a264bd8
 def hand_prompts(hands: list,          # of one frame, as `find_hands` gives them
                  h: int, w: int,       # of the picture, pixels
                  forearm: bool = True, # ask for the arm as well, or for the hand alone
@@ -51,7 +51,7 @@ def hand_prompts(hands: list,          # of one frame, as `find_hands` gives the
         out.append((points, None if forearm else np.array([x.min(), y.min(), x.max(), y.max()], float), drawn | draw_forearm(p, h, w)[0] if forearm else drawn))
     return out
 
-# %% ../nbs/parts/mask_sam.ipynb #78d39b93
+# %% ../nbs/parts/mask_sam.ipynb #5e58caa2
 def carry_masks(frames: np.ndarray, # uint8 `t h w 3`
                 drawn: dict,        # frame → (mask bool `h w`, confidence in [0, 1]), or None where nothing was prompted; first and last frame included
                ) -> tuple:          # masks bool `t h w`, confidence float32 `t` in [0, 1]
@@ -74,7 +74,7 @@ def carry_masks(frames: np.ndarray, # uint8 `t h w 3`
         masks[a + 1:b], confidence[a + 1:b] = total > .5 * known[:, None, None], sure
     return masks, confidence
 
-# %% ../nbs/parts/mask_sam.ipynb #94ef7b52
+# %% ../nbs/parts/mask_sam.ipynb #da52bd31
 def _ask(frames, prompts, **counts):
     "What is asked at a frame, as a function; raises `DataError` where prompts and frames do not fit."
     shape = getattr(frames, 'shape', ())
@@ -109,7 +109,7 @@ def sam_masks(frames: np.ndarray,  # uint8 `t h w 3`
         drawn[i] = _joined(np.stack([m for m, _ in answers]), [o for _, o in answers]) if answers else None
     return carry_masks(frames, drawn)
 
-# %% ../nbs/parts/mask_sam.ipynb #d65fde74
+# %% ../nbs/parts/mask_sam.ipynb #480c47a5
 def weights_hash(model) -> str: # a `torch.nn.Module`
     "Twelve hex digits of its weights' names, types and bytes (SHA-256)."
     import torch
@@ -123,7 +123,8 @@ def weights_hash(model) -> str: # a `torch.nn.Module`
 def _reason(error):  # what others say at length, on a line
     if 'weights_only' in str(error): return 'it is no checkpoint, or holds more than weights'
     first, *more = [' '.join(l.split()) for l in str(error).splitlines() if l.strip()] or [type(error).__name__]
-    return (f'{first} {more[0]}' if first.endswith(':') and more else first)[:140]
+    said = (f'{first} {more[0]}' if first.endswith(':') and more else first).rstrip('.')
+    return said if len(said) <= 140 else said[:139] + '…'
 
 
 _loaded = {}  # what a process has loaded
@@ -150,7 +151,7 @@ def load_sam(checkpoint: str, # path of a segment-anything checkpoint
     sam.to(device()); _loaded[checkpoint, model] = predictor
     return predictor
 
-# %% ../nbs/parts/mask_sam.ipynb #529f01f7
+# %% ../nbs/parts/mask_sam.ipynb #0633982b
 @dataclass
 class Sam2:
     "A SAM 2 of transformers, for one window of a film at a time."
@@ -196,7 +197,7 @@ class Sam2:
         finally: hook.remove()
         return masks, confidence
 
-# %% ../nbs/parts/mask_sam.ipynb #31eda141
+# %% ../nbs/parts/mask_sam.ipynb #af635de5
 WINDOW = 32  # frames that SAM 2 sees between two prompted ones, at most: what is held in memory
 
 
@@ -228,7 +229,7 @@ def sam2_masks(frames: np.ndarray,  # uint8 `t h w 3`
         for i, k in enumerate(at): drawn[k] = total[i] > .5 * known[i], sure[i] / known[i]
     return carry_masks(frames, drawn)
 
-# %% ../nbs/parts/mask_sam.ipynb #dd1e9eb3
+# %% ../nbs/parts/mask_sam.ipynb #93409f9a
 def _shrunk(config, px):
     "A Sam2VideoConfig for pictures of px × px."
     sides = [px // 4, px // 8, px // 16]
