@@ -78,7 +78,8 @@ def carry_masks(frames: np.ndarray, # uint8 `t h w 3`
 def _ask(frames, prompts, **counts):
     "What is asked at a frame, as a function; raises `DataError` where prompts and frames do not fit."
     shape = getattr(frames, 'shape', ())
-    if len(shape) != 4 or shape[3] != 3 or frames.dtype != np.uint8: raise DataError(f'frames are uint8 t h w 3, not {getattr(frames, "dtype", type(frames).__name__)} {" ".join(map(str, shape))}')
+    if len(shape) != 4 or shape[3] != 3 or frames.dtype != np.uint8:
+        raise DataError(f'frames are uint8 t h w 3, not {getattr(frames, "dtype", type(frames).__name__)} {" ".join(map(str, shape))}')
     if wrong := [f'{name} is a number of frames, at least 1, not {n}' for name, n in counts.items() if n < 1]: raise DataError(wrong[0])
     if isinstance(prompts, np.ndarray):
         if prompts.shape != shape[:3] or prompts.dtype != bool:
