@@ -47,6 +47,7 @@ class WorldConfig:
 class MasksConfig:
     "Which pixels a body moves (stage 00)."
     provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | file | sam | sam2 | truth
+    robot_provider: str = ''      # the same for robots' clips; '' = the same provider
     fuse: list = field(default_factory=lambda: ['flow', 'hand'])  # the providers that fuse joins and auto chooses from
     files: str = ''               # where the provider file finds masks: a path with {clip} or {stem}
     what: str = 'body+object'     # body | body+object: whether what a body holds counts
@@ -57,7 +58,12 @@ class MasksConfig:
     flow_px: int = 320            # side of the square picture that the flow sees, at most (never enlarged)
     sam_checkpoint: str = ''      # path of a segment-anything checkpoint
     sam_model: str = 'vit_b'      # vit_b | vit_l | vit_h
-    sam_every_s: float = 1.0      # seconds between the key frames that SAM is asked about
+    sam_every_s: float = 1.0      # seconds between the key frames that SAM or SAM 2 is asked about
+    sam2: str = ''                # a SAM 2 on the hub, e.g. facebook/sam2.1-hiera-tiny, or its folder
+    sam2_px: int = 0              # side of the picture that it sees, a multiple of 32; 0 = as it was trained
+    sam2_step: int = 1            # it sees each so many samples; the others ride on the flow
+    compare: list = field(default_factory=lambda: ['flow', 'hand', 'fuse'])  # providers that are scored on held-out clips, besides the run's own
+    compare_clips: int = 12       # so many of them
     show_clip: str = ''           # a real clip to show in the notebook; '' = none
     workers: int = 0              # processes; 0 = one a core
 
