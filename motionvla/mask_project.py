@@ -9,7 +9,7 @@ __all__ = ['AXES', 'KEYS', 'ROBOENGINE', 'TOKENIZER', 'FINGER_PARTS', 'WIDTHS', 
            'roboengine_masks', 'chain', 'hand_joints', 'HandTracks', 'read_hands', 'hands_file', 'outlines',
            'draw_hull', 'hand_parts', 'hand_scale', 'draw_hand_joints', 'hand_confidence', 'hand_track_masks']
 
-# %% ../nbs/parts/mask_project.ipynb #ea345091
+# %% ../nbs/parts/mask_project.ipynb #b5dbc948
 import difflib, fnmatch, importlib
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .datasets import DataError, Signal, check_signal, safe_path
 from .hdf5 import h5_array, open_hdf5, plainly
 from .video import nearest, square
 
-# %% ../nbs/parts/mask_project.ipynb #4054998c
+# %% ../nbs/parts/mask_project.ipynb #ea968e43
 def check_poses(value,      # numbers
                 what: str,  # how messages call it
                ) -> np.ndarray:  # `4 4` or `n 4 4`
@@ -52,7 +52,7 @@ def check_intrinsic(K,           # `3 3`
     if min(K[0, 0], K[1, 1]) <= 0: raise DataError(f'{what}: focal lengths are positive numbers of pixels, not {K[0, 0]:g} and {K[1, 1]:g}')
     return K
 
-# %% ../nbs/parts/mask_project.ipynb #ee47b34e
+# %% ../nbs/parts/mask_project.ipynb #971e3fac
 def beside(stamps: np.ndarray,   # `n`, increasing, seconds
            times_s: np.ndarray,  # `t`, seconds
            tolerance_s: float,   # farther than this from a stamp nothing is known, seconds
@@ -65,7 +65,7 @@ def beside(stamps: np.ndarray,   # `n`, increasing, seconds
     share = np.where(gap > 2 * tolerance_s + 1e-6, np.round(share), share)
     return before, after, share, np.abs(stamps[nearest(stamps, times_s)] - times_s) <= tolerance_s + 1e-6
 
-# %% ../nbs/parts/mask_project.ipynb #24c18447
+# %% ../nbs/parts/mask_project.ipynb #08b85620
 @dataclass
 class Calibration:
     "A pinhole camera: what its lens does, and where it stands. Made by `calibration` or `read_calibration`, which check it."
@@ -89,7 +89,7 @@ class Calibration:
         out[:, :3, 3] = self.pose[a, :3, 3] * (1 - share[:, None]) + self.pose[b, :3, 3] * share[:, None]
         return out, known
 
-# %% ../nbs/parts/mask_project.ipynb #e4c2c837
+# %% ../nbs/parts/mask_project.ipynb #750beb3d
 AXES = dict(opencv=np.diag([1., 1, 1, 1]), opengl=np.diag([1., -1, -1, 1]))  # camera axes → right, down, forward
 
 def calibration(width: int, height: int,  # of the film's picture, pixels
@@ -117,7 +117,7 @@ def calibration(width: int, height: int,  # of the film's picture, pixels
     if time_s is not None: time_s = check_signal(Signal(time_s, pose.reshape(len(pose), 16), [''] * 16, [''] * 16), f'{what}: {said}').time_s
     return Calibration(K, int(width), int(height), pose, time_s, base)
 
-# %% ../nbs/parts/mask_project.ipynb #841ea6a8
+# %% ../nbs/parts/mask_project.ipynb #f7c3686f
 KEYS = {'picture', 'intrinsics', 'K', 'camera_to_base', 'base_to_camera', 'time_s', 'axes', 'base', 'distortion'}
 
 def read_calibration(path: str | Path,  # YAML or JSON
@@ -146,7 +146,7 @@ def _nearest(word, choices):
     found = difflib.get_close_matches(str(word), list(map(str, choices)), 1, .5)
     return f': did you mean {found[0]!r}?' if found else f': there are {", ".join(sorted(map(str, choices))[:8])}'
 
-# %% ../nbs/parts/mask_project.ipynb #b1852df4
+# %% ../nbs/parts/mask_project.ipynb #7d530015
 def square_camera(K: np.ndarray,           # `3 3`, of the full picture
                   width: int, height: int, # of it, pixels
                   px: int,                 # side of the square picture
@@ -167,7 +167,7 @@ def shrink(drawn: np.ndarray,  # bool `k·px k·px`
     "A mask that was drawn finer, by the same averaging as frames."
     return square(drawn.astype(np.uint8) * 255, px) > 127
 
-# %% ../nbs/parts/mask_project.ipynb #83048a06
+# %% ../nbs/parts/mask_project.ipynb #a1b792c8
 def _mesh_path(name, path, folders):
     "Where a mesh of a URDF is."
     rest = name.split('://', 1)[1] if '://' in name else name
@@ -210,7 +210,7 @@ def load_robot(path: str | Path,        # .urdf or MJCF (.xml)
     except Exception as e: raise DataError(f'{path} cannot be read by MuJoCo ({" ".join(str(e).split())[:200]})') from None
     return spec
 
-# %% ../nbs/parts/mask_project.ipynb #506c12e3
+# %% ../nbs/parts/mask_project.ipynb #8f608427
 class Robot:
     "A robot that can be drawn: `joints` are the names whose positions it needs. Raises `DataError` for files that cannot be used. Keep one a process: it holds a renderer."
     def __init__(self,
@@ -250,7 +250,7 @@ class Robot:
             if m.body_parentid[i] in mine: mine.add(i)  # parents come first
         return mine
 
-# %% ../nbs/parts/mask_project.ipynb #29b16820
+# %% ../nbs/parts/mask_project.ipynb #68506cd0
 from fastcore.basics import patch
 
 @patch
@@ -282,7 +282,7 @@ def stand(self: Robot,
         if m.joint(int(m.eq_obj1id[e])).name not in names: d.qpos[a] = m.qpos0[a] + np.polyval(m.eq_data[e, :5][::-1], d.qpos[b] - m.qpos0[b])
     self._mj.mj_kinematics(m, d); self._mj.mj_camlight(m, d)
 
-# %% ../nbs/parts/mask_project.ipynb #d4ed7afe
+# %% ../nbs/parts/mask_project.ipynb #7a402ef1
 @patch
 def see(self: Robot,
         pose: np.ndarray,   # `4 4`, camera to base
@@ -308,7 +308,7 @@ def close(self: Robot):
     "Free the renderer."
     if self._eye: self._eye.close(); self._eye = None
 
-# %% ../nbs/parts/mask_project.ipynb #61365938
+# %% ../nbs/parts/mask_project.ipynb #3618a606
 def check_joints(robot: Robot,
                  time_s,       # `n`, seconds
                  positions,    # `n j`, rad or m
@@ -353,7 +353,7 @@ def robot_masks(robot: Robot,
         masks[i] = shrink(robot.see(poses[i], K, px * k, camera.base), px)
     return masks, (known & placed).astype(np.float32)
 
-# %% ../nbs/parts/mask_project.ipynb #baaeb3b0
+# %% ../nbs/parts/mask_project.ipynb #d6a35a3d
 def clip_joints(clip,            # `motionvla.datasets.Clip`, with a state
                 columns: dict,   # joint → column of the state, or [column, factor] or [column, factor, offset]
                ) -> tuple:       # time_s `n`, positions `n j`, names `j`: as `robot_masks` takes them
@@ -368,7 +368,7 @@ def clip_joints(clip,            # `motionvla.datasets.Clip`, with a state
         out.append(np.asarray(clip.state.values, float)[:, there.index(column)] * float(factor) + float(offset))
     return np.asarray(clip.state.time_s, float), np.stack(out, 1), list(columns)
 
-# %% ../nbs/parts/mask_project.ipynb #4f746a92
+# %% ../nbs/parts/mask_project.ipynb #acf922e6
 ROBOENGINE, TOKENIZER = 'michaelyuanqwq/roboengine-sam', 'YxZhang/evf-sam2-multitask'
 
 def _fetched(name, patterns):
@@ -404,7 +404,7 @@ def roboengine_masks(frames: np.ndarray,   # uint8 `t h w 3`, a film in order
     if masks.shape != frames.shape[:3]: raise DataError(f'RoboEngine gave masks of shape {masks.shape} for frames of shape {frames.shape[:3]}')
     return masks, masks.any((1, 2)).astype(np.float32)
 
-# %% ../nbs/parts/mask_project.ipynb #50fbac46
+# %% ../nbs/parts/mask_project.ipynb #34f2c852
 FINGER_PARTS = ('Metacarpal', 'Knuckle', 'IntermediateBase', 'IntermediateTip', 'Tip')
 WIDTHS = dict(Thumb=.020, IndexFinger=.018, MiddleFinger=.018, RingFinger=.017, LittleFinger=.015)  # thickness of an adult's fingers, m
 WRIST, ELBOW, PALM = .050, .085, .095  # thickness of wrist and elbow, and length from the wrist to the middle finger's knuckle, m
@@ -451,7 +451,7 @@ def hands_file(row: dict,  # of `clip_row`: a clip of EgoDex, or any video with 
     if not path.is_file(): raise DataError(f'{row["clip"]} has no {path.name} with hand joints beside its video')
     return path
 
-# %% ../nbs/parts/mask_project.ipynb #7969f7ba
+# %% ../nbs/parts/mask_project.ipynb #a042f069
 def outlines(centers: np.ndarray,  # `k 3`, m: right, down, forward
              radii: np.ndarray,    # `k`, m, less than the distance
              K: np.ndarray,        # `3 3`, pixels
@@ -482,7 +482,7 @@ def draw_hull(out: np.ndarray,      # uint8 `h w`, changed in place
     edge = np.clip(outlines(c, r, K).reshape(-1, 2), -1e5, 1e5).astype(np.float32)
     cv2.fillConvexPoly(out, np.round(cv2.convexHull(edge) * 16).astype(np.int32), 1, shift=4)
 
-# %% ../nbs/parts/mask_project.ipynb #4c06a917
+# %% ../nbs/parts/mask_project.ipynb #1c6efa95
 def hand_parts(side: str,          # left | right
                scale: float = 1.,  # of the hand, an adult's is 1
               ) -> list:           # of (names of joints, radii in m): hulls that make up the hand and forearm
@@ -516,7 +516,7 @@ def draw_hand_joints(points: np.ndarray,  # `j 3`, m: right, down, forward
         if len(kept) >= min(2, len(joints)): draw_hull(out, points[[at[joints[k]] for k in kept]], radii[kept], K)
     return out > 0
 
-# %% ../nbs/parts/mask_project.ipynb #0fd37440
+# %% ../nbs/parts/mask_project.ipynb #0cff2a21
 def hand_confidence(points: np.ndarray,      # `n j 3`, m, of one hand
                     confidence: np.ndarray,  # `n j`
                     K: np.ndarray, px: int,  # of the square picture
@@ -547,6 +547,7 @@ def hand_track_masks(tracks: HandTracks,
     masks, sure = np.zeros((len(row), px, px), bool), np.ones(len(row))
     for side in ('left', 'right'):
         mine = [i for i, n in enumerate(tracks.names) if n.startswith(side)]
+        if not mine: continue
         names, points, parts = [tracks.names[i] for i in mine], tracks.points[row][:, mine], hand_parts(side, wide * hand_scale(tracks, side))
         hand = [i for i, n in enumerate(names) if not n.endswith('Forearm')]
         known = hand_confidence(points[:, hand], tracks.confidence[row][:, mine][:, hand], small, px, unsaid); sure = np.minimum(sure, known)
