@@ -9,8 +9,8 @@ __all__ = ['AXES', 'KEYS', 'ROBOENGINE', 'TOKENIZER', 'FINGER_PARTS', 'WIDTHS', 
            'roboengine_masks', 'chain', 'hand_joints', 'HandTracks', 'read_hands', 'hands_file', 'outlines',
            'draw_hull', 'hand_parts', 'hand_scale', 'draw_hand_joints', 'hand_confidence', 'hand_track_masks']
 
-# %% ../nbs/parts/mask_project.ipynb #bef800e5
-import difflib, fnmatch, importlib
+# %% ../nbs/parts/mask_project.ipynb #7de82d0f
+import difflib, fnmatch, importlib, re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .datasets import DataError, Signal, check_signal, safe_path
 from .hdf5 import h5_array, open_hdf5, plainly
 from .video import nearest, square
 
-# %% ../nbs/parts/mask_project.ipynb #ec84a63b
+# %% ../nbs/parts/mask_project.ipynb #10005d93
 def check_poses(value,      # numbers
                 what: str,  # how messages call it
                ) -> np.ndarray:  # `4 4` or `n 4 4`
@@ -52,7 +52,7 @@ def check_intrinsic(K,           # `3 3`
     if min(K[0, 0], K[1, 1]) <= 0: raise DataError(f'{what}: focal lengths are positive numbers of pixels, not {K[0, 0]:g} and {K[1, 1]:g}')
     return K
 
-# %% ../nbs/parts/mask_project.ipynb #806860d9
+# %% ../nbs/parts/mask_project.ipynb #5209f889
 def beside(stamps: np.ndarray,   # `n`, increasing, seconds
            times_s: np.ndarray,  # `t`, seconds
            tolerance_s: float,   # farther than this from a stamp nothing is known, seconds
@@ -65,7 +65,7 @@ def beside(stamps: np.ndarray,   # `n`, increasing, seconds
     share = np.where(gap > 2 * tolerance_s + 1e-6, np.round(share), share)
     return before, after, share, np.abs(stamps[nearest(stamps, times_s)] - times_s) <= tolerance_s + 1e-6
 
-# %% ../nbs/parts/mask_project.ipynb #d7c75a1d
+# %% ../nbs/parts/mask_project.ipynb #5a2b84f9
 @dataclass
 class Calibration:
     "A pinhole camera: what its lens does, and where it stands. Made by `calibration` or `read_calibration`, which check it."
@@ -89,7 +89,7 @@ class Calibration:
         out[:, :3, 3] = self.pose[a, :3, 3] * (1 - share[:, None]) + self.pose[b, :3, 3] * share[:, None]
         return out, known
 
-# %% ../nbs/parts/mask_project.ipynb #3c62229d
+# %% ../nbs/parts/mask_project.ipynb #62630b41
 AXES = dict(opencv=np.diag([1., 1, 1, 1]), opengl=np.diag([1., -1, -1, 1]))  # camera axes → right, down, forward
 
 def calibration(width: int, height: int,  # of the film's picture, pixels
@@ -117,7 +117,7 @@ def calibration(width: int, height: int,  # of the film's picture, pixels
     if time_s is not None: time_s = check_signal(Signal(time_s, pose.reshape(len(pose), 16), [''] * 16, [''] * 16), f'{what}: {said}').time_s
     return Calibration(K, int(width), int(height), pose, time_s, base)
 
-# %% ../nbs/parts/mask_project.ipynb #580155e6
+# %% ../nbs/parts/mask_project.ipynb #1277af58
 KEYS = {'picture', 'intrinsics', 'K', 'camera_to_base', 'base_to_camera', 'time_s', 'axes', 'base', 'distortion'}
 
 def read_calibration(path: str | Path,  # YAML or JSON
@@ -146,7 +146,7 @@ def _nearest(word, choices):
     found = difflib.get_close_matches(str(word), list(map(str, choices)), 1, .5)
     return f': did you mean {found[0]!r}?' if found else f': there are {", ".join(sorted(map(str, choices))[:8])}'
 
-# %% ../nbs/parts/mask_project.ipynb #cd28617c
+# %% ../nbs/parts/mask_project.ipynb #85a856f9
 def square_camera(K: np.ndarray,           # `3 3`, of the full picture
                   width: int, height: int, # of it, pixels
                   px: int,                 # side of the square picture
@@ -167,52 +167,73 @@ def shrink(drawn: np.ndarray,  # bool `k·px k·px`
     "A mask that was drawn finer, by the same averaging as frames."
     return square(drawn.astype(np.uint8) * 255, px) > 127
 
-# %% ../nbs/parts/mask_project.ipynb #657f6a9e
+# %% ../nbs/parts/mask_project.ipynb #04a2d936
+class _Form(DataError): "A mesh that is there, in a form that MuJoCo does not read."
+
+
 def _mesh_path(name, path, folders):
-    "Where a mesh of a URDF is."
+    "Where a mesh of a URDF is; one in another form is taken if it lies beside it under the same name."
     rest = name.split('://', 1)[1] if '://' in name else name
     tails = [rest] + ([rest.split('/', 1)[1]] if name.startswith('package://') and '/' in rest else [])
     above = [path.parent, *list(path.parent.parents)[:5]] if '://' in name else [path.parent]
-    for folder in [*folders, *above]:
-        for tail in tails:
-            if (found := Path(folder)/tail).is_file(): break
-        else: continue
-        if found.suffix.lower() not in ('.stl', '.obj', '.msh'): raise DataError(f'{path}: the mesh {name} is {found.suffix}, and MuJoCo reads .stl, .obj and .msh: convert it')
-        return found.absolute()
-    raise DataError(f'{path}: the mesh {name} is missing: give the folder that holds it, meshes=')
+    found = next((f for folder in [*folders, *above] for tail in tails if (f := Path(folder)/tail).is_file()), None)
+    if not found: raise DataError(f'{path}: the mesh {name} is missing: give the folder that holds it, meshes=')
+    for f in [found, *(found.with_suffix(end) for end in ('.obj', '.stl', '.STL'))]:
+        if f.suffix.lower() in ('.stl', '.obj', '.msh') and f.is_file(): return f.absolute()
+    raise _Form(f'{path}: the mesh {name} is {found.suffix}, and MuJoCo reads .stl, .obj and .msh: convert it')
+
+
+def _shape(link, path, folders):
+    "Keeps a link's visual shapes, or its collision shapes where MuJoCo cannot read the visual ones; says which."
+    kinds, why = [link.findall(k) for k in ('visual', 'collision')], None
+    for k in (0, 1):
+        try: files = [(m, _mesh_path(m.get('filename', ''), path, folders)) for shape in kinds[k] for m in shape.iter('mesh')]
+        except _Form as e: why = why or e; continue
+        if not kinds[k]: continue
+        for m, file in files: m.set('filename', str(file))
+        for other in kinds[1 - k]: link.remove(other)
+        return k == 1
+    if why: raise DataError(str(why))
 
 
 def _from_urdf(root, path, folders, mujoco):
-    "A URDF's visual shapes and joints."
+    "A URDF's shapes and joints, and the links of which only the collision shape could be had."
+    coarse = []
     for link in root.iter('link'):
-        if link.find('visual') is not None:
-            for shape in link.findall('collision'): link.remove(shape)
+        seen = link.find('visual') is not None
+        if _shape(link, path, folders) and seen: coarse.append(link.get('name'))
         for mass in link.findall('inertial'): link.remove(mass)  # nothing moves by force here, and a wrong one would be refused
-    for mesh in root.iter('mesh'): mesh.set('filename', str(_mesh_path(mesh.get('filename', ''), path, folders)))
     for old in root.findall('mujoco'): root.remove(old)
     ET.SubElement(ET.SubElement(root, 'mujoco'), 'compiler', discardvisual='false', strippath='false', fusestatic='false')
-    return mujoco.MjSpec.from_string(ET.tostring(root, encoding='unicode'))
+    return mujoco.MjSpec.from_string(ET.tostring(root, encoding='unicode')), coarse
+
+# %% ../nbs/parts/mask_project.ipynb #5be4ab27
+def _xml(data):  # bytes
+    "The root of an XML text; prefixes that were never declared (`gazebo:`, `xacro:`) are taken as parts of names."
+    try: return ET.fromstring(data)
+    except ET.ParseError as e:
+        if 'unbound prefix' not in str(e): raise
+        return ET.fromstring(re.sub(rb'(</?|\s)([A-Za-z_]\w*):(?=[A-Za-z_][\w.-]*[\s=/>])', rb'\1\2_', data))
 
 
 def load_robot(path: str | Path,        # .urdf or MJCF (.xml)
                meshes: list = (),       # folders that hold a URDF's meshes
-              ):                        # `mujoco.MjSpec`
+              ) -> tuple:               # `mujoco.MjSpec`, links that are drawn by their collision shape
     "The robot of a file, to be compiled; raises `DataError` for a file that is neither form or names meshes that are not there."
     from motionvla.gl import choose_gl
     choose_gl(); import mujoco
     path = Path(path).expanduser()
-    try: root = ET.fromstring(path.read_bytes())
+    try: root = _xml(path.read_bytes())
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror})') from None
     except (ET.ParseError, ValueError) as e: raise DataError(f'{path} is not XML ({e}): a URDF or MJCF file is expected') from None
     if root.tag not in ('robot', 'mujoco'): raise DataError(f'{path} is neither URDF (robot) nor MJCF (mujoco), but {root.tag}')
-    try: spec = _from_urdf(root, path, [Path(m).expanduser() for m in meshes], mujoco) if root.tag == 'robot' else mujoco.MjSpec.from_file(str(path))
+    try: return _from_urdf(root, path, [Path(m).expanduser() for m in meshes], mujoco) if root.tag == 'robot' else (mujoco.MjSpec.from_file(str(path)), [])
     except DataError: raise
     except Exception as e: raise DataError(f'{path} cannot be read by MuJoCo ({" ".join(str(e).split())[:200]})') from None
-    return spec
 
-# %% ../nbs/parts/mask_project.ipynb #a94095e5
+# %% ../nbs/parts/mask_project.ipynb #7eb833b0
 class Robot:
-    "A robot that can be drawn: `joints` are the names whose positions it needs. Raises `DataError` for files that cannot be used. Keep one a process: it holds a renderer."
+    "A robot that can be drawn: `joints` need positions, `coarse` names links drawn by their collision shape. Raises `DataError` for files that cannot be used. Keep one a process: it holds a renderer."
     def __init__(self,
                  path: str | Path,        # .urdf or MJCF (.xml)
                  bodies: tuple = (),      # names or patterns of the robot's bodies, what hangs on them included; () = all
@@ -221,7 +242,7 @@ class Robot:
                  scene: str = 'hide',     # what is not the robot: hide | occlude
                  groups: tuple = (0, 1, 2)):  # geom groups that a camera sees
         if scene not in ('hide', 'occlude'): raise DataError(f'scene is hide or occlude, not {scene!r}')
-        spec, self.path = load_robot(path, meshes), path
+        (spec, self.coarse), self.path = load_robot(path, meshes), path
         import mujoco
         self._mj, self._eye = mujoco, None
         for key in list(spec.keys): spec.delete(key)
@@ -250,7 +271,7 @@ class Robot:
             if m.body_parentid[i] in mine: mine.add(i)  # parents come first
         return mine
 
-# %% ../nbs/parts/mask_project.ipynb #b0f3f9f0
+# %% ../nbs/parts/mask_project.ipynb #6bb8cb43
 from fastcore.basics import patch
 
 @patch
@@ -282,7 +303,7 @@ def stand(self: Robot,
         if m.joint(int(m.eq_obj1id[e])).name not in names: d.qpos[a] = m.qpos0[a] + np.polyval(m.eq_data[e, :5][::-1], d.qpos[b] - m.qpos0[b])
     self._mj.mj_kinematics(m, d); self._mj.mj_camlight(m, d)
 
-# %% ../nbs/parts/mask_project.ipynb #275b5474
+# %% ../nbs/parts/mask_project.ipynb #47420299
 @patch
 def see(self: Robot,
         pose: np.ndarray,   # `4 4`, camera to base
@@ -308,7 +329,7 @@ def close(self: Robot):
     "Free the renderer."
     if self._eye: self._eye.close(); self._eye = None
 
-# %% ../nbs/parts/mask_project.ipynb #ee8bd698
+# %% ../nbs/parts/mask_project.ipynb #af261008
 def check_joints(robot: Robot,
                  time_s,       # `n`, seconds
                  positions,    # `n j`, rad or m
@@ -353,7 +374,7 @@ def robot_masks(robot: Robot,
         masks[i] = shrink(robot.see(poses[i], K, px * k, camera.base), px)
     return masks, (known & placed).astype(np.float32)
 
-# %% ../nbs/parts/mask_project.ipynb #e6e10871
+# %% ../nbs/parts/mask_project.ipynb #ce080f6a
 def clip_joints(clip,            # `motionvla.datasets.Clip`, with a state
                 columns: dict,   # joint → column of the state, or [column, factor] or [column, factor, offset]
                ) -> tuple:       # time_s `n`, positions `n j`, names `j`: as `robot_masks` takes them
@@ -368,7 +389,7 @@ def clip_joints(clip,            # `motionvla.datasets.Clip`, with a state
         out.append(np.asarray(clip.state.values, float)[:, there.index(column)] * float(factor) + float(offset))
     return np.asarray(clip.state.time_s, float), np.stack(out, 1), list(columns)
 
-# %% ../nbs/parts/mask_project.ipynb #0357167e
+# %% ../nbs/parts/mask_project.ipynb #1cfd3618
 ROBOENGINE, TOKENIZER = 'michaelyuanqwq/roboengine-sam', 'YxZhang/evf-sam2-multitask'
 
 def _fetched(name, patterns):
@@ -404,7 +425,7 @@ def roboengine_masks(frames: np.ndarray,   # uint8 `t h w 3`, a film in order
     if masks.shape != frames.shape[:3]: raise DataError(f'RoboEngine gave masks of shape {masks.shape} for frames of shape {frames.shape[:3]}')
     return masks, masks.any((1, 2)).astype(np.float32)
 
-# %% ../nbs/parts/mask_project.ipynb #784a1e7c
+# %% ../nbs/parts/mask_project.ipynb #60222014
 FINGER_PARTS = ('Metacarpal', 'Knuckle', 'IntermediateBase', 'IntermediateTip', 'Tip')
 WIDTHS = dict(Thumb=.020, IndexFinger=.018, MiddleFinger=.018, RingFinger=.017, LittleFinger=.015)  # thickness of an adult's fingers, m
 WRIST, ELBOW, ARM, PALM = .050, .085, .100, .095  # thickness of wrist, elbow and upper arm, and length from the wrist to the middle finger's knuckle, m
@@ -450,7 +471,7 @@ def hands_file(row: dict,  # of `clip_row`: a clip of EgoDex, or any video with 
     if not path.is_file(): raise DataError(f'{row["clip"]} has no {path.name} with hand joints beside its video')
     return path
 
-# %% ../nbs/parts/mask_project.ipynb #91128173
+# %% ../nbs/parts/mask_project.ipynb #3254bbbf
 def outlines(centers: np.ndarray,  # `k 3`, m: right, down, forward
              radii: np.ndarray,    # `k`, m, less than the distance
              K: np.ndarray,        # `3 3`, pixels
@@ -481,7 +502,7 @@ def draw_hull(out: np.ndarray,      # uint8 `h w`, changed in place
     edge = np.clip(outlines(c, r, K).reshape(-1, 2), -1e5, 1e5).astype(np.float32)
     cv2.fillConvexPoly(out, np.round(cv2.convexHull(edge) * 16).astype(np.int32), 1, shift=4)
 
-# %% ../nbs/parts/mask_project.ipynb #ef977d6e
+# %% ../nbs/parts/mask_project.ipynb #4233bf54
 def hand_parts(side: str,          # left | right
                scale: float = 1.,  # of the hand, an adult's is 1
               ) -> list:           # of (names of joints, radii in m): hulls that make up the hand and arm
@@ -515,7 +536,7 @@ def draw_hand_joints(points: np.ndarray,  # `j 3`, m: right, down, forward
         if len(kept) >= min(2, len(joints)): draw_hull(out, points[[at[joints[k]] for k in kept]], radii[kept], K)
     return out > 0
 
-# %% ../nbs/parts/mask_project.ipynb #2ab1ef8f
+# %% ../nbs/parts/mask_project.ipynb #e3412cde
 def hand_confidence(points: np.ndarray,      # `n j 3`, m, of one hand
                     confidence: np.ndarray,  # `n j`
                     K: np.ndarray, px: int,  # of the square picture
