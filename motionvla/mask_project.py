@@ -9,7 +9,7 @@ __all__ = ['AXES', 'KEYS', 'ROBOENGINE', 'TOKENIZER', 'FINGER_PARTS', 'WIDTHS', 
            'roboengine_masks', 'chain', 'hand_joints', 'HandTracks', 'read_hands', 'hands_file', 'outlines',
            'draw_hull', 'hand_parts', 'hand_scale', 'draw_hand_joints', 'hand_confidence', 'hand_track_masks']
 
-# %% ../nbs/parts/mask_project.ipynb #7de82d0f
+# %% ../nbs/parts/mask_project.ipynb #22e5f1da
 import difflib, fnmatch, importlib, re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .datasets import DataError, Signal, check_signal, safe_path
 from .hdf5 import h5_array, open_hdf5, plainly
 from .video import nearest, square
 
-# %% ../nbs/parts/mask_project.ipynb #10005d93
+# %% ../nbs/parts/mask_project.ipynb #1596d90a
 def check_poses(value,      # numbers
                 what: str,  # how messages call it
                ) -> np.ndarray:  # `4 4` or `n 4 4`
@@ -52,7 +52,7 @@ def check_intrinsic(K,           # `3 3`
     if min(K[0, 0], K[1, 1]) <= 0: raise DataError(f'{what}: focal lengths are positive numbers of pixels, not {K[0, 0]:g} and {K[1, 1]:g}')
     return K
 
-# %% ../nbs/parts/mask_project.ipynb #5209f889
+# %% ../nbs/parts/mask_project.ipynb #2ba40551
 def beside(stamps: np.ndarray,   # `n`, increasing, seconds
            times_s: np.ndarray,  # `t`, seconds
            tolerance_s: float,   # farther than this from a stamp nothing is known, seconds
@@ -65,7 +65,7 @@ def beside(stamps: np.ndarray,   # `n`, increasing, seconds
     share = np.where(gap > 2 * tolerance_s + 1e-6, np.round(share), share)
     return before, after, share, np.abs(stamps[nearest(stamps, times_s)] - times_s) <= tolerance_s + 1e-6
 
-# %% ../nbs/parts/mask_project.ipynb #5a2b84f9
+# %% ../nbs/parts/mask_project.ipynb #eefaa607
 @dataclass
 class Calibration:
     "A pinhole camera: what its lens does, and where it stands. Made by `calibration` or `read_calibration`, which check it."
@@ -89,7 +89,7 @@ class Calibration:
         out[:, :3, 3] = self.pose[a, :3, 3] * (1 - share[:, None]) + self.pose[b, :3, 3] * share[:, None]
         return out, known
 
-# %% ../nbs/parts/mask_project.ipynb #62630b41
+# %% ../nbs/parts/mask_project.ipynb #60b2d2c9
 AXES = dict(opencv=np.diag([1., 1, 1, 1]), opengl=np.diag([1., -1, -1, 1]))  # camera axes → right, down, forward
 
 def calibration(width: int, height: int,  # of the film's picture, pixels
@@ -117,7 +117,7 @@ def calibration(width: int, height: int,  # of the film's picture, pixels
     if time_s is not None: time_s = check_signal(Signal(time_s, pose.reshape(len(pose), 16), [''] * 16, [''] * 16), f'{what}: {said}').time_s
     return Calibration(K, int(width), int(height), pose, time_s, base)
 
-# %% ../nbs/parts/mask_project.ipynb #1277af58
+# %% ../nbs/parts/mask_project.ipynb #53038d68
 KEYS = {'picture', 'intrinsics', 'K', 'camera_to_base', 'base_to_camera', 'time_s', 'axes', 'base', 'distortion'}
 
 def read_calibration(path: str | Path,  # YAML or JSON
@@ -146,7 +146,7 @@ def _nearest(word, choices):
     found = difflib.get_close_matches(str(word), list(map(str, choices)), 1, .5)
     return f': did you mean {found[0]!r}?' if found else f': there are {", ".join(sorted(map(str, choices))[:8])}'
 
-# %% ../nbs/parts/mask_project.ipynb #85a856f9
+# %% ../nbs/parts/mask_project.ipynb #a9c8ab39
 def square_camera(K: np.ndarray,           # `3 3`, of the full picture
                   width: int, height: int, # of it, pixels
                   px: int,                 # side of the square picture
@@ -167,7 +167,7 @@ def shrink(drawn: np.ndarray,  # bool `k·px k·px`
     "A mask that was drawn finer, by the same averaging as frames."
     return square(drawn.astype(np.uint8) * 255, px) > 127
 
-# %% ../nbs/parts/mask_project.ipynb #04a2d936
+# %% ../nbs/parts/mask_project.ipynb #795d37f6
 class _Form(DataError): "A mesh that is there, in a form that MuJoCo does not read."
 
 
@@ -207,7 +207,7 @@ def _from_urdf(root, path, folders, mujoco):
     ET.SubElement(ET.SubElement(root, 'mujoco'), 'compiler', discardvisual='false', strippath='false', fusestatic='false')
     return mujoco.MjSpec.from_string(ET.tostring(root, encoding='unicode')), coarse
 
-# %% ../nbs/parts/mask_project.ipynb #5be4ab27
+# %% ../nbs/parts/mask_project.ipynb #dba564a3
 def _xml(data):  # bytes
     "The root of an XML text; prefixes that were never declared (`gazebo:`, `xacro:`) are taken as parts of names."
     try: return ET.fromstring(data)
@@ -231,7 +231,7 @@ def load_robot(path: str | Path,        # .urdf or MJCF (.xml)
     except DataError: raise
     except Exception as e: raise DataError(f'{path} cannot be read by MuJoCo ({" ".join(str(e).split())[:200]})') from None
 
-# %% ../nbs/parts/mask_project.ipynb #7eb833b0
+# %% ../nbs/parts/mask_project.ipynb #0d4d1f77
 class Robot:
     "A robot that can be drawn: `joints` need positions, `coarse` names links drawn by their collision shape. Raises `DataError` for files that cannot be used. Keep one a process: it holds a renderer."
     def __init__(self,
@@ -246,6 +246,7 @@ class Robot:
         import mujoco
         self._mj, self._eye = mujoco, None
         for key in list(spec.keys): spec.delete(key)
+        for mesh in spec.meshes: mesh.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL  # a flat sign has no volume
         spec.compiler.balanceinertia, spec.compiler.boundmass, spec.compiler.boundinertia = True, 1e-6, 1e-9
         spec.worldbody.add_camera(name='mask_project camera')
         spec.visual.quality.shadowsize = spec.visual.quality.offsamples = 0  # a blended edge would be the number of another geom
@@ -271,7 +272,7 @@ class Robot:
             if m.body_parentid[i] in mine: mine.add(i)  # parents come first
         return mine
 
-# %% ../nbs/parts/mask_project.ipynb #6bb8cb43
+# %% ../nbs/parts/mask_project.ipynb #498133f0
 from fastcore.basics import patch
 
 @patch
@@ -303,7 +304,7 @@ def stand(self: Robot,
         if m.joint(int(m.eq_obj1id[e])).name not in names: d.qpos[a] = m.qpos0[a] + np.polyval(m.eq_data[e, :5][::-1], d.qpos[b] - m.qpos0[b])
     self._mj.mj_kinematics(m, d); self._mj.mj_camlight(m, d)
 
-# %% ../nbs/parts/mask_project.ipynb #47420299
+# %% ../nbs/parts/mask_project.ipynb #994e7a75
 @patch
 def see(self: Robot,
         pose: np.ndarray,   # `4 4`, camera to base
@@ -329,7 +330,7 @@ def close(self: Robot):
     "Free the renderer."
     if self._eye: self._eye.close(); self._eye = None
 
-# %% ../nbs/parts/mask_project.ipynb #af261008
+# %% ../nbs/parts/mask_project.ipynb #97d66b9c
 def check_joints(robot: Robot,
                  time_s,       # `n`, seconds
                  positions,    # `n j`, rad or m
@@ -374,7 +375,7 @@ def robot_masks(robot: Robot,
         masks[i] = shrink(robot.see(poses[i], K, px * k, camera.base), px)
     return masks, (known & placed).astype(np.float32)
 
-# %% ../nbs/parts/mask_project.ipynb #ce080f6a
+# %% ../nbs/parts/mask_project.ipynb #c0e65d49
 def clip_joints(clip,            # `motionvla.datasets.Clip`, with a state
                 columns: dict,   # joint → column of the state, or [column, factor] or [column, factor, offset]
                ) -> tuple:       # time_s `n`, positions `n j`, names `j`: as `robot_masks` takes them
@@ -389,7 +390,7 @@ def clip_joints(clip,            # `motionvla.datasets.Clip`, with a state
         out.append(np.asarray(clip.state.values, float)[:, there.index(column)] * float(factor) + float(offset))
     return np.asarray(clip.state.time_s, float), np.stack(out, 1), list(columns)
 
-# %% ../nbs/parts/mask_project.ipynb #1cfd3618
+# %% ../nbs/parts/mask_project.ipynb #20bf4fca
 ROBOENGINE, TOKENIZER = 'michaelyuanqwq/roboengine-sam', 'YxZhang/evf-sam2-multitask'
 
 def _fetched(name, patterns):
@@ -425,7 +426,7 @@ def roboengine_masks(frames: np.ndarray,   # uint8 `t h w 3`, a film in order
     if masks.shape != frames.shape[:3]: raise DataError(f'RoboEngine gave masks of shape {masks.shape} for frames of shape {frames.shape[:3]}')
     return masks, masks.any((1, 2)).astype(np.float32)
 
-# %% ../nbs/parts/mask_project.ipynb #60222014
+# %% ../nbs/parts/mask_project.ipynb #8faae189
 FINGER_PARTS = ('Metacarpal', 'Knuckle', 'IntermediateBase', 'IntermediateTip', 'Tip')
 WIDTHS = dict(Thumb=.020, IndexFinger=.018, MiddleFinger=.018, RingFinger=.017, LittleFinger=.015)  # thickness of an adult's fingers, m
 WRIST, ELBOW, ARM, PALM = .050, .085, .100, .095  # thickness of wrist, elbow and upper arm, and length from the wrist to the middle finger's knuckle, m
@@ -471,7 +472,7 @@ def hands_file(row: dict,  # of `clip_row`: a clip of EgoDex, or any video with 
     if not path.is_file(): raise DataError(f'{row["clip"]} has no {path.name} with hand joints beside its video')
     return path
 
-# %% ../nbs/parts/mask_project.ipynb #3254bbbf
+# %% ../nbs/parts/mask_project.ipynb #1534ff57
 def outlines(centers: np.ndarray,  # `k 3`, m: right, down, forward
              radii: np.ndarray,    # `k`, m, less than the distance
              K: np.ndarray,        # `3 3`, pixels
@@ -502,7 +503,7 @@ def draw_hull(out: np.ndarray,      # uint8 `h w`, changed in place
     edge = np.clip(outlines(c, r, K).reshape(-1, 2), -1e5, 1e5).astype(np.float32)
     cv2.fillConvexPoly(out, np.round(cv2.convexHull(edge) * 16).astype(np.int32), 1, shift=4)
 
-# %% ../nbs/parts/mask_project.ipynb #4233bf54
+# %% ../nbs/parts/mask_project.ipynb #1702a30f
 def hand_parts(side: str,          # left | right
                scale: float = 1.,  # of the hand, an adult's is 1
               ) -> list:           # of (names of joints, radii in m): hulls that make up the hand and arm
@@ -536,7 +537,7 @@ def draw_hand_joints(points: np.ndarray,  # `j 3`, m: right, down, forward
         if len(kept) >= min(2, len(joints)): draw_hull(out, points[[at[joints[k]] for k in kept]], radii[kept], K)
     return out > 0
 
-# %% ../nbs/parts/mask_project.ipynb #e3412cde
+# %% ../nbs/parts/mask_project.ipynb #50236a6d
 def hand_confidence(points: np.ndarray,      # `n j 3`, m, of one hand
                     confidence: np.ndarray,  # `n j`
                     K: np.ndarray, px: int,  # of the square picture
