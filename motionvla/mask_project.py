@@ -571,6 +571,6 @@ def hand_track_masks(tracks: HandTracks,
         if not mine: continue
         names, points, parts = [tracks.names[i] for i in mine], tracks.points[row][:, mine], hand_parts(side, wide * hand_scale(tracks, side))
         hand = [i for i, n in enumerate(names) if not n.endswith('Forearm') and not n.endswith('Arm')]
-        known = hand_confidence(points[:, hand], tracks.confidence[row][:, mine][:, hand], small, px, unsaid); sure = np.minimum(sure, known)
+        known = hand_confidence(points[:, hand], tracks.confidence[row][:, mine][:, hand], small, px, unsaid) * len(hand) / 25; sure = np.minimum(sure, known)
         for i in np.flatnonzero(known >= least): masks[i] |= shrink(draw_hand_joints(points[i], names, parts, big, px * k), px)
     return masks, sure.astype(np.float32)
