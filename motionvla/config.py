@@ -56,6 +56,7 @@ class MasksConfig:
     pair_every_s: float = 0.2     # seconds between the starts of pairs
     grid: int = 8                 # patches a side
     flow_px: int = 320            # side of the square picture that the flow sees, at most (never enlarged)
+    robot: dict = field(default_factory=dict)  # for the provider robot: model, calibration, columns; see parts/mask_providers
     sam_checkpoint: str = ''      # path of a segment-anything checkpoint
     sam_model: str = 'vit_b'      # vit_b | vit_l | vit_h
     sam_every_s: float = 1.0      # seconds between the key frames that SAM or SAM 2 is asked about
