@@ -46,7 +46,7 @@ class WorldConfig:
 @dataclass
 class MasksConfig:
     "Which pixels a body moves (stage 00)."
-    provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | file | sam | sam2 | truth
+    provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | roboengine | file | sam | sam2 | truth
     robot_provider: str = ''      # the same for robots' clips; '' = the same provider
     fuse: list = field(default_factory=lambda: ['flow', 'hand'])  # the providers that fuse joins and auto chooses from
     files: str = ''               # where the provider file finds masks: a path with {clip} or {stem}
@@ -57,6 +57,7 @@ class MasksConfig:
     grid: int = 8                 # patches a side
     flow_px: int = 320            # side of the square picture that the flow sees, at most (never enlarged)
     robot: dict = field(default_factory=dict)  # for the provider robot: model, calibration, columns; see parts/mask_providers
+    roboengine: str = 'michaelyuanqwq/roboengine-sam'  # RoboEngine's weights: on the hub, or a folder
     sam_checkpoint: str = ''      # path of a segment-anything checkpoint
     sam_model: str = 'vit_b'      # vit_b | vit_l | vit_h
     sam_every_s: float = 1.0      # seconds between the key frames that SAM or SAM 2 is asked about

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROVIDERS', 'Provider', 'provider', 'check_what', 'make_provider', 'truth_file', 'truth_masks', 'fuse', 'trial']
 
-# %% ../nbs/parts/mask_providers.ipynb #7479da1c
+# %% ../nbs/parts/mask_providers.ipynb #b3d5f688
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -17,7 +17,7 @@ from .datasets import Clip, DataError
 from .mask_flow import FLOW_VERSION, flow_masks
 from .video import VideoError, nearest, square
 
-# %% ../nbs/parts/mask_providers.ipynb #9e7b0f45
+# %% ../nbs/parts/mask_providers.ipynb #c200e0ee
 @dataclass
 class Provider:
     "A source of masks for one clip."
@@ -39,7 +39,7 @@ def provider(name: str):  # what config.masks.provider says
     def register(make): PROVIDERS[name] = make; return make
     return register
 
-# %% ../nbs/parts/mask_providers.ipynb #2f83bbd0
+# %% ../nbs/parts/mask_providers.ipynb #91493983
 def check_what(config: MasksConfig):
     "Raises `ConfigError` for a setting of `masks.what` that is unknown, or that the provider cannot serve."
     if config.what not in ('body', 'body+object'): raise ConfigError(f'masks.what is body or body+object, not {config.what!r}')
@@ -56,7 +56,7 @@ def make_provider(config: MasksConfig,  # its `provider` names one of PROVIDERS
     check_what(config)
     return PROVIDERS[config.provider](config, row, film)
 
-# %% ../nbs/parts/mask_providers.ipynb #4bd90c3d
+# %% ../nbs/parts/mask_providers.ipynb #8c6c5bdd
 def _fade(times_s): return .9 ** float(np.clip(np.median(np.diff(times_s)) / .2, .1, 1)) if len(times_s) > 1 else .9  # a tenth each 0.2 s
 
 
@@ -64,7 +64,7 @@ def _fade(times_s): return .9 ** float(np.clip(np.median(np.diff(times_s)) / .2,
 def _flow(config, row, film):
     return Provider('flow', FLOW_VERSION, 'no', lambda frames, times_s: flow_masks(frames, fade=_fade(times_s)), motion=True)
 
-# %% ../nbs/parts/mask_providers.ipynb #fa8381e4
+# %% ../nbs/parts/mask_providers.ipynb #1b87125a
 def truth_file(row: dict) -> Path:  # where a clip's truth would be: truth/NAME.npz beside the folder of the clip
     "The simulator's answers about a clip: for scoring, never for training."
     file = Path(row['file'])
@@ -87,7 +87,7 @@ def truth_masks(row: dict,           # of the clip
 def _truth(config, row, film):
     return Provider('truth', 'tabletop', 'yes', lambda frames, times_s: (truth_masks(row, times_s, frames.shape[1]), np.ones(len(frames), np.float32)))
 
-# %% ../nbs/parts/mask_providers.ipynb #350589bc
+# %% ../nbs/parts/mask_providers.ipynb #6122a848
 _loaded = {}  # what a process has loaded, by name
 
 
@@ -99,7 +99,7 @@ def _hand(config, row, film):
         except ImportError as e: raise ConfigError(f'masks.provider is hand: {e}') from None
     return Provider('hand', HANDS_VERSION, 'yes', lambda frames, times_s: hand_masks(frames, _loaded['hand'], px=160, rounds=2))
 
-# %% ../nbs/parts/mask_providers.ipynb #6f3d5bb7
+# %% ../nbs/parts/mask_providers.ipynb #022878b1
 @provider('file')
 def _file(config, row, film):
     from motionvla.mask_files import open_mask_files
@@ -110,7 +110,7 @@ def _file(config, row, film):
     if film is not None: found.check(*film.frames([0.])[0].shape[:2]); rate = film.stamps()
     return Provider('file', found.form, found.learned_from_labels, lambda frames, times_s: found.at(times_s, rate, frames.shape[1]))
 
-# %% ../nbs/parts/mask_providers.ipynb #4789359f
+# %% ../nbs/parts/mask_providers.ipynb #6129f0e5
 @provider('robot')
 def _robot(config, row, film):
     from motionvla.mask_project import Robot, clip_joints, read_calibration, robot_masks
@@ -133,7 +133,15 @@ def _egodex(config, row, film):
         return hand_track_masks(tracks, film.stamps(), times_s, wide, high, frames.shape[1])
     return Provider('egodex', 'joints', 'yes', masks)
 
-# %% ../nbs/parts/mask_providers.ipynb #eaeca731
+
+@provider('roboengine')
+def _roboengine(config, row, film):
+    from motionvla.config import device
+    from motionvla.mask_project import load_roboengine, roboengine_masks
+    if 'roboengine' not in _loaded: _loaded['roboengine'] = load_roboengine(config.roboengine, device=str(device()))
+    return Provider('roboengine', Path(config.roboengine).name, 'yes', lambda frames, times_s: roboengine_masks(frames, _loaded['roboengine']))
+
+# %% ../nbs/parts/mask_providers.ipynb #ea1a5f48
 def _every(config, times_s): return max(1, round(config.sam_every_s / np.median(np.diff(times_s)))) if len(times_s) > 1 else 1
 
 
@@ -152,7 +160,7 @@ def _sam2(config, row, film):
     def masks(frames, times_s): return sam2_masks(frames, flow_masks(frames, fade=_fade(times_s))[0], loaded, _every(config, times_s), config.sam2_step)
     return Provider('sam2', f'{loaded.version}, flow {FLOW_VERSION}', 'yes', masks, motion=True)
 
-# %% ../nbs/parts/mask_providers.ipynb #9d6ba399
+# %% ../nbs/parts/mask_providers.ipynb #f9d6d38a
 def fuse(masks: list,       # of the providers: bool `t h w` each
          confidence: list,  # theirs: `t` in [0, 1] each
          no: list,          # how much a no of each weighs beside a yes, in [0, 1]
@@ -193,7 +201,7 @@ def _joined(name, made, masks, why=''):
     labels = next((v for v in ('yes', 'unknown') if any(p.learned_from_labels == v for p in made)), 'no')
     return Provider(name, ' + '.join(f'{p.name} ({p.version})' for p in made), labels, masks, any(p.motion for p in made), why)
 
-# %% ../nbs/parts/mask_providers.ipynb #1f28ce02
+# %% ../nbs/parts/mask_providers.ipynb #0d8f546f
 def trial(film: Clip,
           px: int,                # side of the frames, pixels
           hz: float = 5.,         # frames a second
