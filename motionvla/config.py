@@ -55,7 +55,7 @@ class MasksConfig:
     gap_s: float = 1.0            # seconds between the two frames of a pair
     pair_every_s: float = 0.2     # seconds between the starts of pairs
     grid: int = 8                 # patches a side
-    flow_px: int = 320            # side of the square picture that the flow sees, at most (never enlarged)
+    flow_px: int = 224            # side of the square picture that is masked, at most (never enlarged)
     robot: dict = field(default_factory=dict)  # for the provider robot: model, calibration, columns; see parts/mask_providers
     roboengine: str = 'michaelyuanqwq/roboengine-sam'  # RoboEngine's weights: on the hub, or a folder
     sam_checkpoint: str = ''      # path of a segment-anything checkpoint
