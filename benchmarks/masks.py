@@ -47,17 +47,14 @@ def rests(row: dict, times: np.ndarray) -> np.ndarray:
     return speed[nearest(time_s, times)] < .02
 
 
-def measure(row: dict, config, estimator: str = '') -> dict:
+def measure(row: dict, config) -> dict:
     "One provider on one clip with truth."
-    from motionvla import mask_providers
     from motionvla.mask_bulk import clip_masks
     from motionvla.mask_flow import dense_flows
     from motionvla.mask_measure import boundary_f, iou, stability
     from motionvla.mask_providers import truth_masks
-    parts, start, flow_masks = [], time.process_time(), mask_providers.flow_masks
-    if estimator: mask_providers.flow_masks = lambda *a, **k: flow_masks(*a, **k, estimator=estimator)
-    try: clip_masks(row, config, see=parts.append)
-    finally: mask_providers.flow_masks = flow_masks
+    parts, start = [], time.process_time()
+    clip_masks(row, config, see=parts.append)
     spent = time.process_time() - start
     times, pictures, masks, sure = (np.concatenate([getattr(p, k) for p in parts]) for k in ('time_s', 'pictures', 'masks', 'confidence'))
     true = truth_masks(row, times, masks.shape[1]); wrong, back = (masks & ~true).mean((1, 2)), dense_flows(pictures).backward if len(times) > 1 else np.zeros((0, *masks.shape[1:], 2))
@@ -136,7 +133,7 @@ if __name__ == '__main__':
                 table.append(summary(group, provider, clips)); print(json.dumps(table[-1]), flush=True)
                 if group == 'hand, head moving' and provider == 'flow': by_tag = tags(clips, provider)
             if group in ('hand, head moving', 'franka'):
-                for name in ESTIMATORS: by_estimator.append(summary(group, name, [measure(row, config, name) for row in rows[:24]])); print(json.dumps(by_estimator[-1]), flush=True)
+                for name in ESTIMATORS: by_estimator.append(summary(group, name, [measure(row, replace(config, estimator=name)) for row in rows[:24]])); print(json.dumps(by_estimator[-1]), flush=True)
     found = dict(tags=by_tag, estimators=by_estimator)
     if asked.real: found |= dict(real=real(asked.real, config), stills=stills(asked.real/'hand_stills') if (asked.real/'hand_stills').is_dir() else [])
     save('masks', table)

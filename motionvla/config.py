@@ -58,6 +58,8 @@ class MasksConfig:
     flow_px: int = 224            # side of the square picture that is masked, at most (never enlarged)
     robot: dict = field(default_factory=dict)  # for the provider robot: model, calibration, columns; see parts/mask_providers
     roboengine: str = 'michaelyuanqwq/roboengine-sam'  # RoboEngine's weights: on the hub, or a folder
+    estimator: str = 'dis-fast'   # of optical flow: dis-ultrafast | dis-fast | dis-medium | farneback, or the path of RAFT's weights
+    prompts: str = 'flow'         # where SAM and SAM 2 are asked: flow | hand
     sam_checkpoint: str = ''      # path of a segment-anything checkpoint
     sam_model: str = 'vit_b'      # vit_b | vit_l | vit_h
     sam_every_s: float = 1.0      # seconds between the key frames that SAM or SAM 2 is asked about

@@ -8,7 +8,8 @@ __all__ = ['FILES', 'HANDS_VERSION', 'NEEDS', 'ANCHORS', 'FINGERS', 'HandModels'
            'finger_width', 'draw_hand', 'draw_forearm', 'hand_seeds', 'behind_wrist', 'segment_hand', 'hand_masks']
 
 # %% ../nbs/parts/landmarks.ipynb #ea335cb6
-import importlib.util
+import importlib.util, os, sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,14 @@ class HandModels:
     landmark: object  # LiteRT interpreter: 1 224 224 3 in [0, 1] → 21·3 points in pixels, presence, right hand, 21·3 points in metres
 
 
+@contextmanager
+def _silent():
+    "LiteRT greets on the process's own error stream whenever it loads a network; what fails is raised all the same."
+    sys.stderr.flush(); kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY); os.dup2(nowhere, 2)
+    try: yield
+    finally: os.dup2(kept, 2); os.close(kept); os.close(nowhere)
+
+
 def load_hand_models(threads: int = 1) -> HandModels: # threads a network
     "Loads both networks from the files of the package mediapipe, without importing it; raises `ImportError` where a package is missing."
     package = importlib.util.find_spec('mediapipe')
@@ -34,8 +43,9 @@ def load_hand_models(threads: int = 1) -> HandModels: # threads a network
     if not files or not all(f.is_file() for f in files): raise ImportError(NEEDS)
     try: from ai_edge_litert.interpreter import Interpreter
     except ImportError: raise ImportError(NEEDS) from None
-    loaded = [Interpreter(str(f), num_threads=threads) for f in files]
-    for network in loaded: network.allocate_tensors()
+    with _silent():
+        loaded = [Interpreter(str(f), num_threads=threads) for f in files]
+        for network in loaded: network.allocate_tensors()
     return HandModels(*loaded)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROVIDERS', 'Provider', 'provider', 'check_what', 'make_provider', 'truth_file', 'truth_masks', 'fuse', 'trial']
 
-# %% ../nbs/parts/mask_providers.ipynb #b3d5f688
+# %% ../nbs/parts/mask_providers.ipynb #6e74af6c
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -14,10 +14,10 @@ import numpy as np
 
 from .config import ConfigError, MasksConfig
 from .datasets import Clip, DataError
-from .mask_flow import FLOW_VERSION, flow_masks
+from .mask_flow import ESTIMATORS, FLOW_VERSION, flow_masks, raft
 from .video import VideoError, nearest, square
 
-# %% ../nbs/parts/mask_providers.ipynb #c200e0ee
+# %% ../nbs/parts/mask_providers.ipynb #31e0ae5b
 @dataclass
 class Provider:
     "A source of masks for one clip."
@@ -39,7 +39,7 @@ def provider(name: str):  # what config.masks.provider says
     def register(make): PROVIDERS[name] = make; return make
     return register
 
-# %% ../nbs/parts/mask_providers.ipynb #91493983
+# %% ../nbs/parts/mask_providers.ipynb #668bee79
 def check_what(config: MasksConfig):
     "Raises `ConfigError` for a setting of `masks.what` that is unknown, or that the provider cannot serve."
     if config.what not in ('body', 'body+object'): raise ConfigError(f'masks.what is body or body+object, not {config.what!r}')
@@ -56,15 +56,31 @@ def make_provider(config: MasksConfig,  # its `provider` names one of PROVIDERS
     check_what(config)
     return PROVIDERS[config.provider](config, row, film)
 
-# %% ../nbs/parts/mask_providers.ipynb #8c6c5bdd
+# %% ../nbs/parts/mask_providers.ipynb #645779b1
 def _fade(times_s): return .9 ** float(np.clip(np.median(np.diff(times_s)) / .2, .1, 1)) if len(times_s) > 1 else .9  # a tenth each 0.2 s
+
+
+_loaded = {}  # what a process has loaded, by name
+
+
+def _motion(config):
+    "The masks of motion as `config.estimator` says, and what to call them."
+    name = config.estimator
+    if name not in ESTIMATORS and not Path(name).expanduser().is_file(): raise ConfigError(f'masks.estimator {name!r} is neither one of {", ".join(ESTIMATORS)} nor a file with weights of RAFT')
+    if name not in ESTIMATORS and name not in _loaded:
+        try: _loaded[name] = raft(Path(name).expanduser())
+        except ImportError as e: raise ConfigError(f'masks.estimator: RAFT needs torchvision ({e})') from None
+        except Exception as e: raise ConfigError(f'masks.estimator: {name} does not hold weights of raft_small, as torchvision has it, ({str(e).splitlines()[0][:100]})') from None
+    estimator = name if name in ESTIMATORS else _loaded[name]
+    return lambda frames, times_s: flow_masks(frames, fade=_fade(times_s), estimator=estimator), f'{FLOW_VERSION}, {Path(name).name}'
 
 
 @provider('flow')
 def _flow(config, row, film):
-    return Provider('flow', FLOW_VERSION, 'no', lambda frames, times_s: flow_masks(frames, fade=_fade(times_s)), motion=True)
+    masks, version = _motion(config)
+    return Provider('flow', version, 'no', masks, motion=True)
 
-# %% ../nbs/parts/mask_providers.ipynb #1b87125a
+# %% ../nbs/parts/mask_providers.ipynb #51006236
 def truth_file(row: dict) -> Path:  # where a clip's truth would be: truth/NAME.npz beside the folder of the clip
     "The simulator's answers about a clip: for scoring, never for training."
     file = Path(row['file'])
@@ -87,19 +103,22 @@ def truth_masks(row: dict,           # of the clip
 def _truth(config, row, film):
     return Provider('truth', 'tabletop', 'yes', lambda frames, times_s: (truth_masks(row, times_s, frames.shape[1]), np.ones(len(frames), np.float32)))
 
-# %% ../nbs/parts/mask_providers.ipynb #6122a848
-_loaded = {}  # what a process has loaded, by name
+# %% ../nbs/parts/mask_providers.ipynb #33c7db83
+def _hand_models():
+    from motionvla.landmarks import load_hand_models
+    if 'hand' not in _loaded:
+        try: _loaded['hand'] = load_hand_models()
+        except ImportError as e: raise ConfigError(f'masks: {e}') from None
+    return _loaded['hand']
 
 
 @provider('hand')
 def _hand(config, row, film):
-    from motionvla.landmarks import HANDS_VERSION, hand_masks, load_hand_models
-    if 'hand' not in _loaded:
-        try: _loaded['hand'] = load_hand_models()
-        except ImportError as e: raise ConfigError(f'masks.provider is hand: {e}') from None
-    return Provider('hand', HANDS_VERSION, 'yes', lambda frames, times_s: hand_masks(frames, _loaded['hand'], px=160, rounds=2))
+    from motionvla.landmarks import HANDS_VERSION, hand_masks
+    models = _hand_models()
+    return Provider('hand', HANDS_VERSION, 'yes', lambda frames, times_s: hand_masks(frames, models, px=160, rounds=2))
 
-# %% ../nbs/parts/mask_providers.ipynb #022878b1
+# %% ../nbs/parts/mask_providers.ipynb #af53a757
 @provider('file')
 def _file(config, row, film):
     from motionvla.mask_files import open_mask_files
@@ -110,7 +129,7 @@ def _file(config, row, film):
     if film is not None: found.check(*film.frames([0.])[0].shape[:2]); rate = film.stamps()
     return Provider('file', found.form, found.learned_from_labels, lambda frames, times_s: found.at(times_s, rate, frames.shape[1]))
 
-# %% ../nbs/parts/mask_providers.ipynb #6129f0e5
+# %% ../nbs/parts/mask_providers.ipynb #770ed9c7
 @provider('robot')
 def _robot(config, row, film):
     from motionvla.mask_project import Robot, clip_joints, read_calibration, robot_masks
@@ -141,26 +160,36 @@ def _roboengine(config, row, film):
     if 'roboengine' not in _loaded: _loaded['roboengine'] = load_roboengine(config.roboengine, device=str(device()))
     return Provider('roboengine', Path(config.roboengine).name, 'yes', lambda frames, times_s: roboengine_masks(frames, _loaded['roboengine']))
 
-# %% ../nbs/parts/mask_providers.ipynb #ea1a5f48
+# %% ../nbs/parts/mask_providers.ipynb #6e25f156
+def _asked(config):
+    "A function (frames, times) -> prompts of every frame, and what to call them."
+    if config.prompts == 'flow': masks, version = _motion(config); return lambda frames, times_s: masks(frames, times_s)[0], f'flow {version}'
+    if config.prompts != 'hand': raise ConfigError(f'masks.prompts is flow or hand, not {config.prompts!r}')
+    from motionvla.landmarks import HANDS_VERSION, find_hands
+    from motionvla.mask_sam import hand_prompts
+    models = _hand_models()
+    return lambda frames, times_s: [hand_prompts(hands, *frames.shape[1:3]) for hands in find_hands(frames, models)], f'hand {HANDS_VERSION}'
+
+
 def _every(config, times_s): return max(1, round(config.sam_every_s / np.median(np.diff(times_s)))) if len(times_s) > 1 else 1
 
 
 @provider('sam')
 def _sam(config, row, film):
     from motionvla.mask_sam import load_sam, sam_masks
-    predictor = load_sam(config.sam_checkpoint, config.sam_model)
-    def masks(frames, times_s): return sam_masks(frames, flow_masks(frames, fade=_fade(times_s))[0], predictor, _every(config, times_s))
-    return Provider('sam', f'{predictor.version}, flow {FLOW_VERSION}', 'yes', masks, motion=True)
+    predictor, (prompts, version) = load_sam(config.sam_checkpoint, config.sam_model), _asked(config)
+    def masks(frames, times_s): return sam_masks(frames, prompts(frames, times_s), predictor, _every(config, times_s))
+    return Provider('sam', f'{predictor.version}, {version}', 'yes', masks, motion=True)
 
 
 @provider('sam2')
 def _sam2(config, row, film):
     from motionvla.mask_sam import load_sam2, sam2_masks
-    loaded = load_sam2(config.sam2, config.sam2_px)
-    def masks(frames, times_s): return sam2_masks(frames, flow_masks(frames, fade=_fade(times_s))[0], loaded, _every(config, times_s), config.sam2_step)
-    return Provider('sam2', f'{loaded.version}, flow {FLOW_VERSION}', 'yes', masks, motion=True)
+    loaded, (prompts, version) = load_sam2(config.sam2, config.sam2_px), _asked(config)
+    def masks(frames, times_s): return sam2_masks(frames, prompts(frames, times_s), loaded, _every(config, times_s), config.sam2_step)
+    return Provider('sam2', f'{loaded.version}, {version}', 'yes', masks, motion=True)
 
-# %% ../nbs/parts/mask_providers.ipynb #f9d6d38a
+# %% ../nbs/parts/mask_providers.ipynb #45b660e2
 def fuse(masks: list,       # of the providers: bool `t h w` each
          confidence: list,  # theirs: `t` in [0, 1] each
          no: list,          # how much a no of each weighs beside a yes, in [0, 1]
@@ -197,11 +226,11 @@ def _fuse(config, row, film):
     return _joined('fuse', made, masks)
 
 
-def _joined(name, made, masks, why=''):
+def _joined(name, made, masks):
     labels = next((v for v in ('yes', 'unknown') if any(p.learned_from_labels == v for p in made)), 'no')
-    return Provider(name, ' + '.join(f'{p.name} ({p.version})' for p in made), labels, masks, any(p.motion for p in made), why)
+    return Provider(name, ' + '.join(f'{p.name} ({p.version})' for p in made), labels, masks, any(p.motion for p in made))
 
-# %% ../nbs/parts/mask_providers.ipynb #0d8f546f
+# %% ../nbs/parts/mask_providers.ipynb #bb66e8e5
 def trial(film: Clip,
           px: int,                # side of the frames, pixels
           hz: float = 5.,         # frames a second
@@ -216,13 +245,22 @@ def trial(film: Clip,
     return out
 
 
+def _surest(made, film, config):
+    "The provider that is surest of a clip, and the reason in words."
+    px = min(config.flow_px, *film.frames([0.])[0].shape[:2])
+    stretches = trial(film, px, config.sample_hz)
+    sure = {p.name: np.mean(np.concatenate([p(*stretch)[1] for stretch in stretches])) for p in made}
+    best = max(made, key=lambda p: sure[p.name])
+    others = ', '.join(f'{n} {v:.2f}' for n, v in sure.items() if n != best.name)
+    return best, f'{best.name}: mean confidence {sure[best.name]:.2f}' + (f' ({others})' if others else ' (nothing else can be used here)')
+
+
 @provider('auto')
 def _auto(config, row, film):
-    if film is None: raise ConfigError('masks.provider auto needs the clip itself to try providers on')
-    made = _several(config, row, film)
-    if len(made) > 1: made.append(make_provider(replace(config, provider='fuse'), row, film))
-    px = min(config.flow_px, *film.frames([0.])[0].shape[:2])
-    tried = {p.name: np.mean(np.concatenate([p(*stretch)[1] for stretch in trial(film, px, config.sample_hz)])) for p in made}
-    best = max(made, key=lambda p: tried[p.name])
-    others = ', '.join(f'{n} {v:.2f}' for n, v in tried.items() if n != best.name)
-    return _joined('auto', [p for p in made if p.name != 'fuse'], best.masks, f'{best.name}: mean confidence {tried[best.name]:.2f}' + (f' ({others})' if others else ' (nothing else can be used here)'))
+    made, best = _several(config, row, film), []
+    every = made + ([make_provider(replace(config, provider='fuse'), row, film)] if len(made) > 1 else [])
+    def masks(frames, times_s):   # the choice is made when the first masks are wanted
+        if not best: chosen, it.why = _surest(every, film, config); best.append(chosen)
+        return best[0](frames, times_s)
+    it = _joined('auto', made, masks)
+    return it
