@@ -46,17 +46,26 @@ class WorldConfig:
 @dataclass
 class MasksConfig:
     "Which pixels a body moves (stage 00)."
-    provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | file | sam | sam2 | truth
+    provider: str = 'flow'        # flow | hand | fuse | auto | robot | egodex | roboengine | file | sam | sam2 | truth
+    robot_provider: str = ''      # the same for robots' clips; '' = the same provider
+    fuse: list = field(default_factory=lambda: ['flow', 'hand'])  # the providers that fuse joins and auto chooses from
     files: str = ''               # where the provider file finds masks: a path with {clip} or {stem}
     what: str = 'body+object'     # body | body+object: whether what a body holds counts
     sample_hz: float = 5.0        # frames sampled a second, by time stamp
     gap_s: float = 1.0            # seconds between the two frames of a pair
     pair_every_s: float = 0.2     # seconds between the starts of pairs
     grid: int = 8                 # patches a side
-    flow_px: int = 320            # side of the square picture that the flow sees, at most (never enlarged)
+    flow_px: int = 224            # side of the square picture that is masked, at most (never enlarged)
+    robot: dict = field(default_factory=dict)  # for the provider robot: model, calibration, columns; see parts/mask_providers
+    roboengine: str = 'michaelyuanqwq/roboengine-sam'  # RoboEngine's weights: on the hub, or a folder
     sam_checkpoint: str = ''      # path of a segment-anything checkpoint
     sam_model: str = 'vit_b'      # vit_b | vit_l | vit_h
-    sam_every_s: float = 1.0      # seconds between the key frames that SAM is asked about
+    sam_every_s: float = 1.0      # seconds between the key frames that SAM or SAM 2 is asked about
+    sam2: str = ''                # a SAM 2 on the hub, e.g. facebook/sam2.1-hiera-tiny, or its folder
+    sam2_px: int = 0              # side of the picture that it sees, a multiple of 32; 0 = as it was trained
+    sam2_step: int = 1            # it sees each so many samples; the others ride on the flow
+    compare: list = field(default_factory=lambda: ['flow', 'hand', 'fuse'])  # providers that are scored on held-out clips, besides the run's own
+    compare_clips: int = 12       # so many of them
     show_clip: str = ''           # a real clip to show in the notebook; '' = none
     workers: int = 0              # processes; 0 = one a core
 

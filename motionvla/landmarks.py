@@ -294,10 +294,11 @@ def hand_masks(frames: np.ndarray,          # uint8 `t h w 3`, a film in order
                every: int = 5,              # frames between two looks of the palm detector
                sure: float = .5,            # least presence of a hand
                px: int = 256,               # the longer side of what GrabCut sees, at most
+               rounds: int = 3,             # of GrabCut
               ) -> tuple:                   # masks bool `t h w`, confidence float32 `t` in [0, 1], 0 where no hand was found
     "Masks of hands and forearms, by networks that learned from labelled hands; raises `ImportError` where they are not installed."
     found = find_hands(frames, models or load_hand_models(), most, every, sure)
     masks = np.zeros(frames.shape[:3], bool)
     for mask, frame, hands in zip(masks, frames, found):
-        for hand in hands: mask |= segment_hand(frame, hand.points, forearm, px=px)
+        for hand in hands: mask |= segment_hand(frame, hand.points, forearm, px=px, rounds=rounds)
     return masks, np.array([hands[0].score if hands else 0 for hands in found], np.float32)

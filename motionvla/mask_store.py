@@ -264,12 +264,19 @@ class MaskStore:
         "The numbers of the sampled frames in their film."
         return self._read(clip, 'frame')['frame']
 
-    def pixels(self, clip: str) -> np.ndarray:  # bool `t px px`
-        "The masks themselves; raises `DataError` where only their coverage was kept."
+    def one_by_one(self, clip: str):  # function: row of the clip -> bool `px px`
+        "A reader of a clip's masks that unpacks one at a time; raises `DataError` where only their coverage was kept."
         rows = self._read(clip, 'px', 'rle')
         if any(r is None for r in rows['rle']): raise DataError(f'{self.folder} keeps only the coverage of {clip!r}, not its pixels: mask it again with pixels=True')
-        try: return np.stack([decode_rle(r, (px, px)) for r, px in zip(rows['rle'], rows['px'])])
-        except DataError as e: raise DataError(f'{self.folder}, {clip!r}: {e}') from None
+        def mask(i):
+            try: return decode_rle(rows['rle'][i], (rows['px'][i],) * 2)
+            except DataError as e: raise DataError(f'{self.folder}, {clip!r}: {e}') from None
+        return mask
+
+    def pixels(self, clip: str) -> np.ndarray:  # bool `t px px`
+        "All masks of a clip; raises `DataError` as `one_by_one` does."
+        mask = self.one_by_one(clip)
+        return np.stack([mask(i) for i in range(len(self.frames(clip)))])
 
 # %% ../nbs/parts/mask_store.ipynb #cb52b86b
 def open_masks(folder: str | Path) -> MaskStore:  # raises `DataError` for no masks, a damaged shard, or masks of two origins

@@ -101,7 +101,7 @@ def read_parquet(path) -> dict:
 # %% ../nbs/parts/runs.ipynb #f3aeb096
 #: sections of the configuration that decide what a stage writes, besides those of the stages before it
 STAGES = ['world', 'masks', 'vqvae', 'codebook', 'vlm', 'policy', 'eval']
-IMMATERIAL = {'workers', 'show_clip', 'save_every', 'pages'}  # fields that do not change a stage's numbers
+IMMATERIAL = {'workers', 'show_clip', 'save_every', 'pages', 'compare', 'compare_clips'}  # fields that do not change a stage's numbers
 
 
 def _material(config, stages):
