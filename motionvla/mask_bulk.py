@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WINDOW', 'RIM', 'SAVE_S', 'flow_steps', 'Stretch', 'masked_windows', 'clip_masks', 'Masker', 'RayMasker', 'mask_rows']
 
-# %% ../nbs/parts/mask_bulk.ipynb #767c8d05
-import fcntl, importlib.util, json, multiprocessing, os, signal, sys, threading, time
+# %% ../nbs/parts/mask_bulk.ipynb #748b2da8
+import fcntl, importlib.util, json, logging, multiprocessing, os, signal, sys, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ import numpy as np
 from .config import ConfigError, MasksConfig
 from .datasets import Clip, DataError, open_clip
 from .mask_flow import dense_flows
-from .mask_providers import Provider, make_provider
+from .mask_providers import PROVIDERS, Provider, make_provider
 from .mask_store import MaskWriter, cover, encode_rle, merge, open_masks, provenance, quarantined, set_aside, todo
 from .video import VideoError, nearest
 
@@ -283,9 +283,9 @@ def _on_ray(rows, address, workers, *how):
     import ray
     import motionvla.mask_bulk as module  # by its place in the library, where another machine can find it
     ours = not ray.is_initialized()
-    if ours: ray.init('local' if address == 'local' else address, num_cpus=workers or None if address == 'local' else None, log_to_driver=False, configure_logging=False)
+    if ours: ray.init('local' if address == 'local' else address, num_cpus=workers or None if address == 'local' else None, log_to_driver=False, logging_level='ERROR')
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger('ray.data').setLevel('ERROR'); context = ray.data.DataContext.get_current(); context.enable_progress_bars = context.print_on_execution_start = False
         n = min(len(rows), workers or int(ray.cluster_resources()['CPU']))
         size = max(1, min(64, len(rows) // (8 * n)))  # rows a batch: what a dead worker costs
         data = ray.data.from_items([dict(row=json.dumps(r, default=str)) for r in rows], override_num_blocks=-(-len(rows) // size))
@@ -314,13 +314,11 @@ def _check(config, rows):
     for name, least in (('sample_hz', 1e-3), ('grid', 1), ('flow_px', max(32, config.grid))):
         if not getattr(config, name) >= least: raise ConfigError(f'masks.{name} must be {least:g} at least, not {getattr(config, name)}')
     if twice := [c for c, n in Counter(r['clip'] for r in rows).items() if n > 1]: raise DataError(f'{twice[0]!r} names {rows and sum(r["clip"] == twice[0] for r in rows)} clips: give each a name of its own')
-    if rows:
-        try: make_provider(config, rows[0])
-        except (DataError, VideoError): pass  # this clip's fault, and told with it
+    if rows and config.provider not in PROVIDERS: make_provider(config, rows[0])  # says which there are
 
 
 def _first_origin(config, rows):
-    "The provenance of the first row that can be opened; the reasons of those before it."
+    "The provenance of the first row that can be opened, or None; the reasons of those before it."
     bad = {}
     for row in rows:
         try: film = open_clip(row); return _origin(make_provider(config, row, film), config), bad
@@ -346,20 +344,20 @@ def mask_rows(rows: list,            # clips, as `list_clips` and `read_clips` g
     with _alone(out):
         left = set(todo(out, [r['clip'] for r in rows], retry)); jobs = [r for r in rows if r['clip'] in left]
         if merged and Path(merged).exists() and jobs: raise DataError(f'{merged} exists, and {len(jobs)} clips are not masked yet: remove it, or name another folder')
+        said, why = _first_origin(config, jobs or rows)
+        if said is not None: MaskWriter(out, said)  # refuses a folder of other masks
         for item in bad: set_aside(out, item['clip'], item['reason'])
+        for row in jobs if said is None else (): set_aside(out, row['clip'], why[row['clip']])
         masked = Counter()
-        for result in _results(rows, jobs, config, out, workers, pixels, ray, quiet): masked.update(clips=1, **{k: result[k] for k in ('frames', 'video_s')})
+        for result in _results(jobs, said, config, out, workers, pixels, ray, quiet): masked.update(clips=1, **{k: result[k] for k in ('frames', 'video_s')})
         if merged and not Path(merged).exists() and any(out.glob('*.parquet')): merge(out, merged)
         seconds, store = time.monotonic() - start, open_masks(out) if any(out.glob('*.parquet')) else None
         return dict(clips=len(store or ()), frames=store.n_frames if store else 0, set_aside=len(quarantined(out)), masked=masked['frames'],
                     seconds=seconds, frames_per_s=masked['frames'] / seconds, times_real=masked['video_s'] / seconds)
 
-# %% ../nbs/parts/mask_bulk.ipynb #aed72a9c
-def _results(rows, jobs, config, out, workers, pixels, ray, quiet):
+# %% ../nbs/parts/mask_bulk.ipynb #a996b402
+def _results(jobs, said, config, out, workers, pixels, ray, quiet):
     "Does the jobs and yields what came of them; what cannot be masked is set aside."
-    said, bad = _first_origin(config, jobs or rows)
-    if said is not None: MaskWriter(out, said)  # refuses a folder of other masks
-    for clip in bad if said is None and jobs else (): set_aside(out, clip, bad[clip])
     if said is None or not jobs: return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     how = config, out, said, pixels
