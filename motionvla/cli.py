@@ -408,6 +408,7 @@ def masks_command(
     pixels: bool = typer.Option(False, help="keep the masks' pixels too, not only how much of each patch they cover"),
     merged: Path = typer.Option(None, help='a folder for the finished store, sorted: the same masks give the same bytes'),
     retry: bool = typer.Option(False, help='try again what was set aside'),
+    ray: str = typer.Option('', metavar='ADDRESS', help='a Ray cluster that does the work; local starts one on this machine'),
     reader: str = typer.Option('', help='the reader of the videos, as for run; found out if not given'),
     split: str = typer.Option('', help='the split of that data set, e.g. train'),
     profile: str = typer.Option('demo', help='whose section masks is used'),
@@ -419,7 +420,7 @@ def masks_command(
         from motionvla.datasets import DataError, list_clips, open_dataset
         from motionvla.mask_bulk import mask_rows
         options = dict(config.world.reader); camera = options.pop('camera', '')
-        try: rows, bad = list_clips(open_dataset(videos, **options), camera=camera); told = mask_rows(rows, config.masks, out, workers, pixels, merged or '', bad, retry)
+        try: rows, bad = list_clips(open_dataset(videos, **options), camera=camera); told = mask_rows(rows, config.masks, out, workers, pixels, merged or '', bad, retry, ray)
         except DataError as e: raise UsageError(str(e)) from None
     except (UsageError, ConfigError) as e: _stop(e, 2)
     except RuntimeError as e: _stop(e, 1)
