@@ -7,7 +7,7 @@ from conftest import BIN, ROOT, SETTINGS, environment, motionvla, report_of
 
 RATE = {'rate', 'low', 'high', 'n'}
 KEYS = {'wall_s': {'world', 'masks', 'vqvae', 'codebook', 'vlm', 'policy', 'eval'},
-        'masks': {'provider', 'iou_mean', 'iou_low', 'iou_high', 'n'},
+        'masks': {'provider', 'iou_mean', 'iou_low', 'iou_high', 'n', 'by_provider'},
         'vqvae': {'recon_full', 'recon_foreground', 'recon_background', 'perplexity_action', 'perplexity_background', 'dead_action'},
         'codebook': {'motion_r2', 'camera_r2', 'motion_r2_background', 'camera_r2_background', 'motion_r2_feature_diff'},
         'vlm': {'token_accuracy', 'token_accuracy_unigram', 'n'},
@@ -34,7 +34,9 @@ def test_report(whole_run):
     report = report_of(whole_run[0])
     for section, keys in KEYS.items():
         assert keys <= set(report[section]), f'{section} lacks {keys - set(report[section])}'
-        for k in keys - {'provider', 'success', 'hand', 'franka'}: assert type(report[section][k]) is float, f'{section}.{k} is {report[section][k]!r}'
+        for k in keys - {'provider', 'by_provider', 'success', 'hand', 'franka'}: assert type(report[section][k]) is float, f'{section}.{k} is {report[section][k]!r}'
+    assert 'flow' in (by := report['masks']['by_provider']) and by['flow']['iou_mean'] > .3
+    for name, told in by.items(): assert {'iou_mean', 'iou_low', 'iou_high', 'fps_core'} <= set(told) and all(type(v) is float for v in told.values()) and told['iou_low'] <= told['iou_mean'] <= told['iou_high'], name
     assert set(report['policy']['success']) >= {'ours', 'from_scratch'}
     for method in ('ours', 'from_scratch'):
         rate = report['policy']['success'][method]
