@@ -53,8 +53,10 @@ class Flows:
 def _dis(preset):
     import cv2
     dis = cv2.DISOpticalFlow_create(preset)
-    grey = lambda f: cv2.cvtColor(f, cv2.COLOR_RGB2GRAY)
-    return lambda a, b: dis.calc(grey(a), grey(b), None)
+    def grey(f):  # OpenCV's DIS crashes the process on pictures of fewer than 32 rows
+        h, w = f.shape[:2]
+        return cv2.copyMakeBorder(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), 0, max(0, 32 - h), 0, max(0, 32 - w), cv2.BORDER_REPLICATE)
+    return lambda a, b: dis.calc(grey(a), grey(b), None)[:a.shape[0], :a.shape[1]]
 
 
 def _farneback():
@@ -81,21 +83,22 @@ def raft(weights: str | Path, # of torchvision's raft_small, a state dict; nothi
 ESTIMATORS = {'dis-ultrafast': lambda: _dis(0), 'dis-fast': lambda: _dis(1), 'dis-medium': lambda: _dis(2), 'farneback': _farneback}
 
 
-def dense_flows(frames: np.ndarray,        # uint8 `t h w 3`, sides ≥ 16 px
+def dense_flows(frames: np.ndarray,        # uint8 `t h w 3`
                 estimator='dis-fast',      # a name in ESTIMATORS, or a function such as `raft` makes
                ) -> Flows:
     "Optical flow between neighbours, both ways, and how far it can be believed."
     import cv2
     flow = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
     smooth = np.stack([cv2.GaussianBlur(f, (0, 0), 1) for f in frames])
-    both = lambda a, b: np.stack([flow(x, y) for x, y in zip(a, b)])
+    none = np.zeros((0, *frames.shape[1:3], 2), np.float32)
+    both = lambda a, b: np.stack([np.asarray(flow(x, y), np.float32) for x, y in zip(a, b)]) if len(frames) > 1 else none
     there, back = both(frames, frames[1:]), both(frames[1:], frames)
-    errors = lambda a, b, flows: np.stack([mismatch(x, look_up(y, f)) for x, y, f in zip(a, b, flows)])
+    errors = lambda a, b, flows: np.stack([mismatch(x, look_up(y, f)) for x, y, f in zip(a, b, flows)]) if len(frames) > 1 else none[..., 0]
     return Flows(there, back, errors(smooth, smooth[1:], there), errors(smooth[1:], smooth, back), smooth)
 
 # %% ../nbs/parts/mask_flow.ipynb #af9e218c
 def camera_motion(flow: np.ndarray,               # `h w 2`, pixels
-                  background: np.ndarray = None,  # bool `h w`, pixels to fit to; None = all, none = a still camera
+                  background: np.ndarray = None,  # bool `h w`, pixels to fit to; None = all, none = a still camera; too few (under 50 of the grid) count as all
                   points: int = 16,               # grid points a side that are used
                  ) -> np.ndarray:                 # 3 × 3 homography from this frame to the next
     "The motion that most of the picture agrees with, by RANSAC; the identity where there is none."
@@ -128,7 +131,7 @@ def evidence(a: np.ndarray, b: np.ndarray, # uint8 `h w 3`, smooth frames
              times_noise: float = 4.,      # threshold in units of the residual's noise
              floor: float = .004,          # least threshold, share of the picture's width
              photometric: bool = True,     # ask for the second condition as well
-            ) -> np.ndarray:               # `h w` in [0, 4]; 1 = at the threshold
+            ) -> np.ndarray:               # `h w` in [0, 4]; 1 = at the threshold, where the second condition holds fully
     "How strongly a pixel speaks for a body that moves otherwise than the camera."
     import cv2
     h, w = flow.shape[:2]
@@ -141,7 +144,7 @@ def evidence(a: np.ndarray, b: np.ndarray, # uint8 `h w 3`, smooth frames
     return size * np.clip((mismatch(a, still) - error) / unsure, 0, 1)
 
 
-def motion_evidence(flows: Flows,
+def motion_evidence(flows: Flows,                   # of two frames at least
                     background: np.ndarray = None,  # bool `t h w`, what to fit the camera to
                     photometric: bool = True,       # as in `evidence`
                    ) -> np.ndarray:                 # `t h w` in [0, 4]
