@@ -290,7 +290,7 @@ def check_decoders() -> tuple[bool, str, str]:
     for name in DECODERS:
         try: works.append(find_decoder(name))
         except VideoError: pass
-    return bool(works), f'video is read with {", else ".join(works)}' if works else 'no video decoder loads', '' if works else 'pip install av decord'
+    return bool(works), f'video is read with {", else ".join(works)}' if works else 'no video decoder loads', '' if works else 'pip install av'
 
 
 def check_disk(folder: str | Path = '.') -> tuple[bool, str, str]:
