@@ -145,7 +145,7 @@ def _mask(self, row):
         if self.writer.pixels: rle += [encode_rle(m) for m in part.masks]
     if not found: raise VideoError(f'{_named(row)} has nothing to mask: {source.name} found no body in any of its {sum(map(len, times))} frames')
     self.writer.add(row['clip'], np.concatenate(times), np.concatenate(frames), coverage=np.concatenate(coverage), confidence=np.concatenate(sure), px=px,
-                    rle=rle if self.writer.pixels else None)
+                    rle=rle if self.writer.pixels else None, note=source.why)
     return sum(map(len, times)), film.duration_s
 
 Masker._mask = _mask

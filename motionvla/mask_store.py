@@ -87,7 +87,7 @@ def _shard(clips, said, encoding=ENCODING):
     n = said['grid'] ** 2
     kinds = dict(time_s=pa.float64(), frame=pa.int32(), px=pa.int32(), coverage=pa.list_(pa.field('element', pa.uint8(), False), n), confidence=pa.uint8())
     schema = pa.schema([pa.field('clip', pa.string(), False), *(pa.field(k, v, False) for k, v in kinds.items()), pa.field('rle', pa.binary())],
-                       {'motionvla.masks': json.dumps(said, sort_keys=True), 'motionvla.clips': json.dumps([[c['clip'], len(c['time_s'])] for c in clips])})
+                       {'motionvla.masks': json.dumps(said, sort_keys=True), 'motionvla.clips': json.dumps([[c['clip'], len(c['time_s']), *filter(None, [c.get('note')])] for c in clips])})
     together = {k: np.concatenate([c[k] for c in clips]) for k in COLUMNS[:-1]}
     together['coverage'] = pa.FixedSizeListArray.from_arrays(pa.array(together['coverage'].ravel()), type=kinds['coverage'])
     columns = [pa.array([c['clip'] for c in clips for _ in c['time_s']], pa.string()), *(pa.array(together[k], kinds[k]) for k in COLUMNS[:-1]),
@@ -119,7 +119,7 @@ def _agree(one, said, other, others):
 # %% ../nbs/parts/mask_store.ipynb #264045fc
 def done(folder: str | Path) -> set:  # names of clips
     "The clips whose masks stand in a folder ({} where there is none)."
-    return {name for path in _shards(folder) for name, _ in _footer(path)[1]}
+    return {name for path in _shards(folder) for name, *_ in _footer(path)[1]}
 
 
 def _sweep(folder, worker):
@@ -152,10 +152,11 @@ class MaskWriter:
             coverage: np.ndarray = None,   # uint8 `t grid²`, 255 = patch fully covered
             confidence: np.ndarray = None, # `t` in [0, 1]; None = sure
             px: int = 0,                   # beside the coverage: side of the masks that it was measured on
-            rle: list = None):             # beside the coverage: `t` masks of `encode_rle`
+            rle: list = None,              # beside the coverage: `t` masks of `encode_rle`
+            note: str = ''):               # said of the clip, e.g. why its provider was chosen
         "Takes one whole clip; raises `DataError` for a clip that is there already, and for numbers that do not fit together."
         if clip in self.done: raise DataError(f'{clip} is in {self.folder} already: ask todo() what is left to do')
-        self._put(_checked(clip, times_s, frames, masks, coverage, confidence, self.said['grid'], self.pixels, px, rle))
+        self._put(dict(_checked(clip, times_s, frames, masks, coverage, confidence, self.said['grid'], self.pixels, px, rle), note=note))
 
     def _put(self, row):
         self._clips.append(row); self.done.add(row['clip']); self._frames += len(row['time_s'])
@@ -230,15 +231,16 @@ class _Shards:
 
 # %% ../nbs/parts/mask_store.ipynb #b3eeb7c6
 class MaskStore:
-    "The masks in a folder: `clips` (their names, sorted), `provenance`, `n_frames`; `of`, `frames` and `pixels` read one clip. `len` is the number of clips."
+    "The masks in a folder: `clips` (their names, sorted), `notes` (clip → what was said of it), `provenance`, `n_frames`; `of`, `frames` and `pixels` read one clip. `len` is the number of clips."
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder); paths, where, again = _shards(self.folder), {}, []
+        self.folder, self.notes = Path(folder), {}; paths, where, again = _shards(self.folder), {}, []
         if not paths: raise DataError(f'{self.folder} holds no masks: no .parquet file is there')
         for shard, path in enumerate(paths):
             said, clips = _footer(path); start = 0
             if shard == 0: self.provenance = said
             _agree(paths[0], self.provenance, path, said)
-            for name, count in clips:
+            for name, count, *note in clips:
+                self.notes |= {name: said for said in note}
                 if name in where: again.append((name, shard, start, count))   # two workers did the same clip
                 else: where[name] = (shard, start, count)
                 start += count
@@ -323,7 +325,7 @@ def merge(folder: str | Path,   # with the shards of any number of workers
     shutil.rmtree(aside, ignore_errors=True); aside.mkdir(parents=True)
     clips, held, count = [], 0, 0
     for i, name in enumerate(store.clips):
-        clips.append(dict(clip=name, **store._read(name, *COLUMNS))); held += len(clips[-1]['time_s'])
+        clips.append(dict(clip=name, note=store.notes.get(name, ''), **store._read(name, *COLUMNS))); held += len(clips[-1]['time_s'])
         if held >= frames or i == len(store) - 1:
             (aside/f'masks-{count:05d}.parquet').write_bytes(_shard(clips, store.provenance))
             clips, held, count = [], 0, count + 1
