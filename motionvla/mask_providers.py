@@ -6,7 +6,7 @@
 __all__ = ['PROVIDERS', 'Provider', 'MissingPackage', 'provider', 'check_what', 'make_provider', 'truth_file', 'truth_masks',
            'fuse', 'trial']
 
-# %% ../nbs/parts/mask_providers.ipynb #0d3f1c7f
+# %% ../nbs/parts/mask_providers.ipynb #c05fb523
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -18,7 +18,7 @@ from .datasets import Clip, DataError, open_clip
 from .mask_flow import ESTIMATORS, FLOW_VERSION, flow_masks, raft
 from .video import VideoError, nearest, square
 
-# %% ../nbs/parts/mask_providers.ipynb #b762f3d5
+# %% ../nbs/parts/mask_providers.ipynb #f2db479d
 @dataclass
 class Provider:
     "A source of masks for one clip."
@@ -44,7 +44,7 @@ def provider(name: str):  # what config.masks.provider says
     def register(make): PROVIDERS[name] = make; return make
     return register
 
-# %% ../nbs/parts/mask_providers.ipynb #77a3ee4d
+# %% ../nbs/parts/mask_providers.ipynb #05ad07df
 def check_what(config: MasksConfig, source: Provider):
     "Raises `ConfigError` for a setting of `masks.what` that is unknown, or that the provider cannot serve."
     if config.what not in ('body', 'body+object'): raise ConfigError(f'masks.what is body or body+object, not {config.what!r}')
@@ -62,7 +62,7 @@ def make_provider(config: MasksConfig,  # its `provider` names one of PROVIDERS
     check_what(config, source)
     return source
 
-# %% ../nbs/parts/mask_providers.ipynb #290c3a76
+# %% ../nbs/parts/mask_providers.ipynb #c889b743
 def _fade(times_s): return .9 ** float(np.clip(np.median(np.diff(times_s)) / .2, .1, 1)) if len(times_s) > 1 else .9  # a tenth each 0.2 s, and no more in a step
 
 
@@ -86,7 +86,7 @@ def _flow(config, row, film):
     masks, version, labels = _motion(config)
     return Provider('flow', version, labels, masks, motion=True, objects=True)
 
-# %% ../nbs/parts/mask_providers.ipynb #733a3d3a
+# %% ../nbs/parts/mask_providers.ipynb #f7050048
 def truth_file(row: dict) -> Path:  # where a clip's truth would be: truth/NAME.npz beside the folder of the clip
     "The simulator's answers about a clip: for scoring, never for training."
     file = Path(row['file'])
@@ -109,7 +109,7 @@ def truth_masks(row: dict,           # of the clip
 def _truth(config, row, film):
     return Provider('truth', 'tabletop', 'yes', lambda frames, times_s: (truth_masks(row, times_s, frames.shape[1]), np.ones(len(frames), np.float32)))
 
-# %% ../nbs/parts/mask_providers.ipynb #c129032c
+# %% ../nbs/parts/mask_providers.ipynb #cfdbbdaf
 def _hand_models():
     from motionvla.landmarks import load_hand_models
     if 'hand' not in _loaded:
@@ -124,7 +124,7 @@ def _hand(config, row, film):
     models = _hand_models()
     return Provider('hand', HANDS_VERSION, 'yes', lambda frames, times_s: hand_masks(frames, models, px=160, rounds=2))
 
-# %% ../nbs/parts/mask_providers.ipynb #a7acfec5
+# %% ../nbs/parts/mask_providers.ipynb #7fe486e6
 @provider('file')
 def _file(config, row, film):
     from motionvla.mask_files import open_mask_files
@@ -135,7 +135,7 @@ def _file(config, row, film):
     if film is not None: found.check(*film.frames([0.])[0].shape[:2]); rate = film.stamps()
     return Provider('file', found.form, found.learned_from_labels, lambda frames, times_s: found.at(times_s, rate, frames.shape[1]))
 
-# %% ../nbs/parts/mask_providers.ipynb #c231120c
+# %% ../nbs/parts/mask_providers.ipynb #e327bc39
 @provider('robot')
 def _robot(config, row, film):
     from motionvla.mask_project import Robot, clip_joints, read_calibration, robot_masks
@@ -166,7 +166,7 @@ def _roboengine(config, row, film):
     if 'roboengine' not in _loaded: _loaded['roboengine'] = load_roboengine(config.roboengine, device=str(device()))
     return Provider('roboengine', Path(config.roboengine).name, 'yes', lambda frames, times_s: roboengine_masks(frames, _loaded['roboengine']))
 
-# %% ../nbs/parts/mask_providers.ipynb #6c32f649
+# %% ../nbs/parts/mask_providers.ipynb #5e2eb94a
 def _asked(config):
     "A function (frames, times) -> prompts of every frame, and what to call them."
     if config.prompts == 'flow': masks, version, _ = _motion(config); return lambda frames, times_s: masks(frames, times_s)[0], f'flow {version}'
@@ -195,7 +195,7 @@ def _sam2(config, row, film):
     def masks(frames, times_s): return sam2_masks(frames, prompts(frames, times_s), loaded, _every(config, times_s), config.sam2_step)
     return Provider('sam2', f'{loaded.version}, {version}', 'yes', masks, motion=True, objects=config.prompts == 'flow')
 
-# %% ../nbs/parts/mask_providers.ipynb #b1136c2d
+# %% ../nbs/parts/mask_providers.ipynb #00ec7d02
 def fuse(masks: list,       # of the providers: bool `t h w` each
          confidence: list,  # theirs: `t` in [0, 1] each
          no: list,          # how much a no of each weighs beside a yes, in [0, 1]
@@ -207,7 +207,7 @@ def fuse(masks: list,       # of the providers: bool `t h w` each
     total = np.maximum(sum(confidence), 1e-9)
     return fused, (sum(c * c * both(m) for m, c in zip(masks, confidence)) / total).astype(np.float32)
 
-# %% ../nbs/parts/mask_providers.ipynb #3251afbe
+# %% ../nbs/parts/mask_providers.ipynb #b8c0ffe3
 _told = set()
 
 
@@ -243,7 +243,7 @@ def _joined(name, made, masks):
     labels = next((v for v in ('yes', 'unknown') if any(p.learned_from_labels == v for p in made)), 'no')
     return Provider(name, ' + '.join(f'{p.name} ({p.version})' for p in made), labels, masks, any(p.motion for p in made), any(p.objects for p in made))
 
-# %% ../nbs/parts/mask_providers.ipynb #bb9a3eac
+# %% ../nbs/parts/mask_providers.ipynb #7e8402e7
 def trial(film: Clip,
           px: int,                # side of the frames, pixels
           hz: float = 5.,         # frames a second
