@@ -111,6 +111,13 @@ def stills(folder: Path) -> list:
     return [dict(provider=k, n=len(v), iou_mean=float(np.mean(v)), iou_low=bootstrap(np.array(v))[0], iou_high=bootstrap(np.array(v))[1], worst=float(min(v))) for k, v in score.items()]
 
 
+def plain(x):
+    "JSON has no NaN: null."
+    if isinstance(x, dict): return {k: plain(v) for k, v in x.items()}
+    if isinstance(x, list): return [plain(v) for v in x]
+    return None if x != x else x
+
+
 def tags(clips: list, provider: str) -> list:
     "The clips with a moving head, by what else happens in them."
     kinds = {'head turns': lambda c: c['turning'], 'head does not turn': lambda c: not c['turning'], 'walking': lambda c: c['walking'], 'body leaves the picture': lambda c: c['leaves'],
@@ -137,4 +144,4 @@ if __name__ == '__main__':
     found = dict(tags=by_tag, estimators=by_estimator)
     if asked.real: found |= dict(real=real(asked.real, config), stills=stills(asked.real/'hand_stills') if (asked.real/'hand_stills').is_dir() else [])
     save('masks', table)
-    path = RESULTS/'masks.json'; path.write_text(json.dumps(json.loads(path.read_text()) | found, indent=1) + '\n')
+    path = RESULTS/'masks.json'; path.write_text(json.dumps(plain(json.loads(path.read_text()) | found), indent=1) + '\n')
