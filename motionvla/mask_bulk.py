@@ -375,7 +375,8 @@ def _results(jobs, said, config, out, workers, pixels, ray, quiet):
 def _bar(results, jobs, config, quiet):
     "Passes results on; shows clips, frames a second, times real time and what is left, by the length of the clips."
     from tqdm import tqdm
-    due = {r['clip']: int(r.get('duration_s', 0.) * config.sample_hz) + 1 for r in jobs}
+    seconds = lambda r: r.get('duration_s') or r.get('n_frames', 0) / (r.get('fps') or 1)
+    due = {r['clip']: int(seconds(r) * config.sample_hz) + 1 for r in jobs}
     finished, video, start = set(), 0., time.monotonic()
     with tqdm(total=sum(due.values()), desc='masks', unit='frame', mininterval=1, file=sys.stdout, disable=quiet, smoothing=.05) as bar:
         for result in results:
