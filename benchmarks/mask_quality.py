@@ -10,7 +10,8 @@ import numpy as np
 os.environ.setdefault('MUJOCO_GL', 'egl')
 #: kind → strengths; a length is in sides of the picture, a share of frames or patches
 STRENGTHS = dict(erode=(.01, .03), dilate=(.02, .07), shift=(.03, .1), jitter=(.03, .1), drop=(.25, .6), miss=(.25, .6), invent=(.05, .2))
-WHOLE = ('truth', 'flow', 'none')  # the truth itself, the masks from motion as they are, and everything called body
+#: the truth itself, the masks from motion as they are, everything called body; and the truth by one of its two doors only, the other as of `none`
+WHOLE = ('truth', 'flow', 'none', 'coverage', 'geometry')
 
 
 def base_run(data: Path):
@@ -57,7 +58,7 @@ def spoilt(data: Path, kind: str, strength: float, seed: int):
     if kind == 'flow': return lambda clip: pixels(data, 'flow', clip)
     true = lambda clip: pixels(data, 'truth', clip)
     if kind == 'none': return lambda clip: np.ones_like(true(clip))
-    if kind == 'truth': return true
+    if kind in WHOLE: return true
     rng = lambda clip: np.random.default_rng([seed, list(KINDS).index(kind), zlib.crc32(clip.encode())])
     return lambda clip: degrade(true(clip), kind, strength, rng(clip))
 
@@ -73,7 +74,9 @@ def row_run(base, data: Path, kind: str, strength: float, seed: int, steps: int)
     for part in ('world', 'vqvae/features.npy'):
         if not (run.path/part).exists(): (run.path/part).symlink_to(base.path/part)
     told = read_json(run.path/'masks'/'done.json')
-    if told is None: told = replace_masks(base.path/'masks', run.path/'masks', spoilt(data, kind, strength, seed), lambda c: pixels(data, 'truth', c), coverage, geometry, iou)
+    cover = (lambda mask, grid: np.ones(grid**2, np.float32)) if kind == 'geometry' else coverage
+    shape = (lambda mask: geometry(np.ones_like(mask))) if kind == 'coverage' else geometry
+    if told is None: told = replace_masks(base.path/'masks', run.path/'masks', spoilt(data, kind, strength, seed), lambda c: pixels(data, 'truth', c), cover, shape, iou)
     return run, told
 
 
