@@ -9,7 +9,7 @@ import numpy as np
 
 os.environ.setdefault('MUJOCO_GL', 'egl')
 #: kind → strengths; a length is in sides of the picture, a share of frames or patches
-STRENGTHS = dict(erode=(.01, .03), dilate=(.02, .07), shift=(.03, .1), jitter=(.03, .1), drop=(.25, .6), miss=(.25, .6), invent=(.05, .2))
+STRENGTHS = dict(erode=(.01, .03, .07), dilate=(.02, .07, .2), shift=(.03, .1, .3), jitter=(.03, .1, .3), drop=(.25, .6, .9), miss=(.25, .6, .9), invent=(.05, .2, .6))
 #: the truth itself, the masks from motion as they are, everything called body; and the truth by one of its two doors only, the other as of `none`
 WHOLE = ('truth', 'flow', 'none', 'coverage', 'geometry')
 
@@ -121,9 +121,11 @@ def one(base, data, features, kind, strength, seed, steps) -> dict:
 
 
 def plan(seeds: int) -> list:  # of (kind, strength, seed)
-    "Seeds outermost, so that what is there at any time is balanced; the whole kinds first."
-    cells = [(k, 0., ) for k in WHOLE] + [(k, s[i]) for i in range(2) for k, s in STRENGTHS.items()]
-    return [(*cell, seed) for seed in range(seeds) for cell in cells]
+    "One seed of everything; then the other seeds, a seed at a time, so that what is there is balanced, and the mildest mistakes last: they hardly show."
+    level = lambda i: [(k, s[i]) for k, s in STRENGTHS.items()]
+    whole = [(k, 0.) for k in WHOLE]
+    return [(*c, 0) for c in whole + level(0) + level(1) + level(2)] + [(*c, n) for n in range(1, seeds) for c in whole + level(2) + level(1)] + \
+        [(*c, n) for n in range(1, seeds) for c in level(0)]
 
 
 if __name__ == '__main__':
