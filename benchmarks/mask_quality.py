@@ -124,7 +124,7 @@ def plan(seeds: int) -> list:  # of (kind, strength, seed)
     "One seed of everything; then the other seeds, a seed at a time, so that what is there is balanced, and the mildest mistakes last: they hardly show."
     level = lambda i: [(k, s[i]) for k, s in STRENGTHS.items()]
     whole = [(k, 0.) for k in WHOLE]
-    return [(*c, 0) for c in whole + level(0) + level(1) + level(2)] + [(*c, n) for n in range(1, seeds) for c in whole + level(2) + level(1)] + \
+    return [(*c, 0) for c in whole + level(0) + level(1) + level(2)] + [(*c, n) for n in range(1, seeds) for c in whole[:1] + level(2) + whole[1:] + level(1)] + \
         [(*c, n) for n in range(1, seeds) for c in level(0)]
 
 
