@@ -130,7 +130,7 @@ def plan(seeds: int) -> list:  # of (kind, strength, seed)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, default=Path('_runs/mask_quality'), help='kept; about 700 MB'); parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--data', type=Path, default=Path('_runs/mask_quality'), help='kept; about 400 MB'); parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=300, help='of each training; the demo has 400, and three seeds of that take a third longer'); parser.add_argument('--most', type=int, default=10**6, help='stop after so many rows')
     parser.add_argument('--ious', action='store_true', help='only print the IoU of every kind of mask'); asked = parser.parse_args()
     os.nice(10)
