@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'PATCHES', 'degrade', 'replace_masks']
 
-# %% ../nbs/parts/mask_quality.ipynb #090f75b6
+# %% ../nbs/parts/mask_quality.ipynb #216f0676
 from pathlib import Path
 from typing import Callable
 
@@ -14,7 +14,7 @@ import numpy as np
 from .datasets import DataError
 from .runs import atomic_path, read_parquet, write_json, write_parquet
 
-# %% ../nbs/parts/mask_quality.ipynb #163f5b67
+# %% ../nbs/parts/mask_quality.ipynb #f363cf22
 KINDS = dict(  # what a strength means; lengths are in sides of the picture
     erode='radius by which the outline shrinks',
     dilate='radius by which the outline grows',
@@ -25,7 +25,7 @@ KINDS = dict(  # what a strength means; lengths are in sides of the picture
     invent='share of patches in which background is called body')
 PATCHES = 8  # a side, for miss and invent
 
-# %% ../nbs/parts/mask_quality.ipynb #dc873fff
+# %% ../nbs/parts/mask_quality.ipynb #31a141ed
 def _grown(mask, radius):
     "All pixels within a radius of the mask."
     import cv2
@@ -47,7 +47,7 @@ def _patches(h, w, share, rng):
     y, x = ((np.arange(n) + rng.integers(side)) // side for n in (h, w))
     return (rng.random((PATCHES + 1, PATCHES + 1)) < share)[y[:, None], x]
 
-# %% ../nbs/parts/mask_quality.ipynb #a9ca0200
+# %% ../nbs/parts/mask_quality.ipynb #aaaac5d2
 def degrade(masks: np.ndarray,  # bool `t h w`, of one clip
             kind: str,          # one of KINDS
             strength: float,    # as KINDS says; 0 changes nothing
@@ -70,7 +70,7 @@ def degrade(masks: np.ndarray,  # bool `t h w`, of one clip
     flipped = np.stack([_patches(h, w, strength, rng) for _ in range(t)]) if t else masks
     return masks & ~flipped if kind == 'miss' else masks | flipped
 
-# %% ../nbs/parts/mask_quality.ipynb #e978abf9
+# %% ../nbs/parts/mask_quality.ipynb #33291699
 def replace_masks(source: str | Path,   # RUN/masks, complete
                   out: str | Path,      # the folder to write: samples, pairs, iou (Parquet), coverage.npy, done.json
                   masks_of: Callable,   # clip → bool `t h w`, one a sample, in order of time
@@ -95,7 +95,7 @@ def replace_masks(source: str | Path,   # RUN/masks, complete
     _write(out, samples | dict(zip(('cx', 'cy', 'log_area', 'sx', 'sy'), shape.T.copy())), pairs, soft, score)
     return _told(out, samples, shape, score)
 
-# %% ../nbs/parts/mask_quality.ipynb #043ea180
+# %% ../nbs/parts/mask_quality.ipynb #52dbed10
 def _write(out, samples, pairs, soft, score):
     clips = list(dict.fromkeys(samples['clip'].tolist())); first = [int(np.flatnonzero(samples['clip'] == c)[0]) for c in clips]
     mean = [np.nanmean(s) if np.isfinite(s).any() else np.nan for s in (score[samples['clip'] == c] for c in clips)]
