@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import device
+from .datasets import clip_part
 from .runs import Run, open_run, read_json, read_parquet, write_json, write_parquet
 
 # %% ../nbs/02_codebook.ipynb #95efd5b1
@@ -186,7 +187,7 @@ def probe_run(run: Run,
              ) -> dict | None: # name → scores of `probe_scores`; None without truth
     "Probes on action codes, background codes and the squeezed feature difference: fitted on human training clips, scored on human test clips."
     truth, c = load_truth(run, pairs), run.config
-    human = labels['body'] != 'franka'
+    human = clip_part(labels['clip']) == 'human'
     fit, score = human & (labels['split'] == 'train'), human & (labels['split'] == 'test')
     if truth is None or not score.any(): return None
     squeezed = np.zeros_like(labels['action'])
@@ -246,7 +247,7 @@ def draw_pairs(labels: dict,  # from `load_labels`
     for c in range(size):
         row = []
         for robot in (False, True):
-            mine = rng.permutation(np.flatnonzero((codes == c) & ((labels['body'] == 'franka') == robot)))
+            mine = rng.permutation(np.flatnonzero((codes == c) & ((clip_part(labels['clip']) != 'human') == robot)))
             mine = mine[np.sort(np.unique(labels['clip'][mine], return_index=True)[1])]
             half = max(1, pages//2)
             row += [*mine[:half], *[-1]*(half - len(mine[:half]))]

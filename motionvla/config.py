@@ -27,6 +27,7 @@ class WorldConfig:
     trajectories_per_task: int = 50  # robot trajectories to adapt from, for each task
     robot_body: str = 'franka'    # franka | fetch | two_franka
     robot_test: int = 4           # robot clips a task, only for scoring
+    other_robots: list = field(default_factory=list)  # bodies whose clips are made too, as many, as further video: labels are tested on them
     wrist: bool = False           # film from the robot's wrists too
     human_body: str = 'hand'      # whose videos: hand | left_hand | two_hands
     human_px: int = 224           # side of the square picture of the human videos

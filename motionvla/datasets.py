@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'LAZY', 'HOW', 'QUANTILES', 'DataError', 'Signal', 'Clip', 'check_signal', 'check_length', 'safe_path',
            'check_text', 'open_video', 'VideoClip', 'video_clip', 'Dataset', 'register', 'open_dataset',
            'write_quarantine', 'Packed', 'read_rows', 'FolderDataset', 'clip_row', 'open_clip', 'list_clips',
-           'read_clips', 'run_clips', 'Running', 'statistics', 'dataset_statistics', 'pair_index', 'Pairs',
+           'read_clips', 'run_clips', 'clip_part', 'Running', 'statistics', 'dataset_statistics', 'pair_index', 'Pairs',
            'open_pairs', 'PairFrames', 'collate_pairs']
 
 # %% ../nbs/parts/datasets.ipynb #5c89f336
@@ -459,9 +459,17 @@ def read_clips(folder: str | Path,  # with clips.jsonl, e.g. RUN/world/human
 
 def run_clips(run_dir: str | Path,  # a run folder
              ) -> dict:             # clip → row, human clips first
-    "The clips of a run, of both bodies; raises `DataError` where the human ones are missing."
+    "The clips of a run, of all its bodies; raises `DataError` where the human ones are missing."
     world = Path(run_dir)/'world'
-    return {row['clip']: row for part in ('human', 'robot') if part == 'human' or (world/part/'clips.jsonl').is_file() for row in read_clips(world/part)}
+    more = sorted(p.parent.name for p in world.glob('*/clips.jsonl') if p.parent.name not in ('human', 'robot'))
+    return {row['clip']: row for part in ('human', 'robot', *more) if part == 'human' or (world/part/'clips.jsonl').is_file() for row in read_clips(world/part)}
+
+
+def clip_part(clips: np.ndarray,   # names, as 'robot/000012'
+             ) -> np.ndarray:      # of strings: human | robot | another robot's name
+    "Where clips of a run come from: the people's videos, the robot whose trajectories are known, or another robot's."
+    names, at = np.unique(np.asarray(clips, str), return_inverse=True)
+    return np.array([n.split('/', 1)[0] if '/' in n else 'human' for n in names], object)[at].astype(str) if len(names) else np.zeros(0, str)
 
 # %% ../nbs/parts/datasets.ipynb #d1783deb
 QUANTILES = (.01, .1, .5, .9, .99)

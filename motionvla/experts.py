@@ -271,6 +271,7 @@ class Episode:
     actions: list = field(default_factory=list)  # float32[4 · arms]
     effector: list = field(default_factory=list) # arms × (x, y, z), m, table frame
     camera: list = field(default_factory=list)   # 4 × 4 table from camera
+    contact: list = field(default_factory=list)  # bool: does the body touch a thing that can move?
     time_s: list = field(default_factory=list)   # of the steps
     success: bool = False
 
@@ -294,7 +295,7 @@ class Recorder:
         for name in self.wrists: e.wrists.setdefault(name, []).append(env.render(name))
         n = len(env.body.arms)
         now = dict(states=env.state(), actions=np.asarray(action, np.float32), effector=np.stack([env.effector(i) for i in range(n)]),
-                   camera=env.camera_pose(), time_s=env.time_s)
+                   camera=env.camera_pose(), contact=env.touches(), time_s=env.time_s)
         for name, value in now.items(): getattr(e, name).append(value)
         if self.frames: self.picture()
         push = np.concatenate([np.append(self.rng.normal(0, 1, 3) * self.noise * disturb, 0.) for _ in range(n)])

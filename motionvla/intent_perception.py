@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import device, set_seed
+from .datasets import clip_part
 from .flow import ActionExpert, euler, flow_loss
 from .pointer import Pointer, pointing_loss
 from .runs import Run, open_run, read_json, read_jsonl, read_parquet
@@ -117,7 +118,7 @@ def load_observations(run: Run,      # with stages world, masks and codebook don
     if labels.exists():
         t = read_parquet(labels)
         codes = dict(zip(t['source'].tolist(), np.stack([t[f'a{i}'] for i in range(run.config.vqvae.tokens)], 1)))
-    rows, keep = [], (samples['body'] == 'franka') & (samples['split'] == split)
+    rows, keep = [], (clip_part(samples['clip']) == 'robot') & (samples['split'] == split)
     for clip in dict.fromkeys(samples['clip'][keep].tolist()):
         mine, track = np.flatnonzero(samples['clip'] == clip), np.flatnonzero(steps['clip'] == clip)
         state, action = steps['state'][track], steps['action'][track]

@@ -11,7 +11,7 @@ from typing import Callable
 
 import numpy as np
 
-from .datasets import DataError
+from .datasets import DataError, clip_part
 from .runs import atomic_path, read_parquet, write_json, write_parquet
 
 # %% ../nbs/parts/mask_quality.ipynb #f363cf22
@@ -106,9 +106,9 @@ def _write(out, samples, pairs, soft, score):
 
 def _told(out, samples, shape, score):
     "The summary, also in done.json: IoU is the mean over clips of the mean over frames."
-    t = read_parquet(out/'iou.parquet'); robot = t['body'] == 'franka'
+    t = read_parquet(out/'iou.parquet'); robot = clip_part(t['clip']) != 'human'
     mean = lambda where: float(np.nanmean(t['iou'][where])) if np.isfinite(t['iou'][where]).any() else None
-    learned = (samples['body'] != 'franka') & (samples['split'] == 'train')
+    learned = (clip_part(samples['clip']) == 'human') & (samples['split'] == 'train')
     told = dict(iou=mean(~robot & (t['split'] == 'test')), iou_robot=mean(robot & (t['split'] == 'test')), iou_train=mean(~robot & (t['split'] == 'train')),
                 empty=float(np.isnan(shape[learned, 0]).mean()) if learned.any() else None)
     write_json(out/'done.json', told)

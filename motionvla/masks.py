@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HANDS', 'clip_pairs', 'make_masks', 'score_provider', 'ensure_masks', 'Pairs', 'load_pairs']
 
-# %% ../nbs/00_masks.ipynb #32b82cda
+# %% ../nbs/00_masks.ipynb #fa335846
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from .mask_store import cover, open_masks, quarantined
 from .runs import Run, atomic_path, open_run, read_jsonl, read_parquet, write_jsonl, write_parquet
 from .video import VideoError, frame_pairs
 
-# %% ../nbs/00_masks.ipynb #a0468df5
+# %% ../nbs/00_masks.ipynb #e2174788
 HANDS = ('hand', 'left_hand', 'two_hands')  # bodies of people; all others are robots
 
 
@@ -44,7 +44,7 @@ def clip_pairs(store,                 # `MaskStore` with pixels
         for k in [k for k in open_ if k < (source[waiting] if waiting < len(source) else i)]: del open_[k]
     return dict(time_s=times, confidence=sure, geometry=shape, iou=score, source=source, target=target, coverage=np.stack(cover_))
 
-# %% ../nbs/00_masks.ipynb #a14c73c8
+# %% ../nbs/00_masks.ipynb #7184883a
 def _gather(rows, folders, config):
     "Columns of samples, pairs and clip scores, the coverage of all pairs, and the quarantine list."
     samples, pairs, scores, cover_, aside, first = [], [], [], [], [], 0
@@ -68,7 +68,7 @@ def _gather(rows, folders, config):
             name(pairs, 'pair clip body split source target t_source_s t_target_s instruction'),
             name(scores, 'clip body split iou'), np.concatenate(cover_) if cover_ else np.zeros((0, 1), np.uint8), aside)
 
-# %% ../nbs/00_masks.ipynb #143d172a
+# %% ../nbs/00_masks.ipynb #1e17dbf0
 def _mask_all(run, folder):
     "Masks of hands and robots, each in its store; (rows, folders, seconds)."
     rows, config = list(run_clips(run.path).values()), run.config.masks
@@ -100,7 +100,7 @@ def make_masks(run: Run):
     _finish(run, rows, scores, dict(clips=len(rows), set_aside=len(aside), samples=len(samples['row']), pairs=len(pairs['pair']),
                                     samples_per_s=len(samples['row']) / seconds if seconds else None))
 
-# %% ../nbs/00_masks.ipynb #0c5ba648
+# %% ../nbs/00_masks.ipynb #9361895a
 def score_provider(rows: list,          # clips with truth
                    config: MasksConfig, # its provider is scored
                    seed: int = 0,       # of the bootstrap
@@ -134,7 +134,7 @@ def _finish(run, rows, scores, counts):
     run.report('masks', told | dict(by_provider=by))
     run.finish('masks', told | counts | dict(by_provider=by, iou_robot=float(robot.mean()) if len(robot) else None, n_robot=len(robot)))
 
-# %% ../nbs/00_masks.ipynb #744865af
+# %% ../nbs/00_masks.ipynb #6cfbd1e4
 def ensure_masks(run: Run):
     "Makes the masks, and the world before them, unless the run folder has them."
     from motionvla.world import ensure_world

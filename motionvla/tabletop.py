@@ -274,6 +274,16 @@ def state(self: Simulation) -> np.ndarray:
     return np.array([v for i in range(len(self.body.arms)) for v in (*self.body.effector(i), self.body.opening(i), self.body.grips[i])], np.float32)
 
 @patch
+def touches(self: Simulation) -> bool:
+    "Does the body touch, or hold tied to its palm, anything that can move?"
+    m, d = self.model, self.data
+    mine = set(m.geom_bodyid[list(self.body.geoms())].tolist())
+    for pair in d.contact.geom:
+        a, b = m.geom_bodyid[pair]
+        if (a in mine) != (b in mine) and m.body_weldid[b if a in mine else a]: return True   # 0 = fixed to the world
+    return False
+
+@patch
 def object_position(self: Simulation, slot: int) -> np.ndarray:
     "x, y, z of an object's middle, m."
     return self.data.qpos[self.joints[slot]:][:3].copy()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import device, set_seed
+from .datasets import clip_part
 from .runs import Run, open_run, read_parquet
 
 # %% ../nbs/03_vlm_pretrain.ipynb #fda246e6
@@ -294,7 +295,7 @@ def load_examples(run: Run,            # with stages masks and codebook done
     "Labelled pairs as the VLM sees them: the row of the first frame, what was asked, and the action codes."
     labels, pairs = read_parquet(run.path/'codebook'/'labels.parquet'), read_parquet(run.path/'masks'/'pairs.parquet')
     instruction = dict(zip(pairs['pair'].tolist(), pairs['instruction']))
-    keep = (labels['split'] == split) & ((labels['body'] == 'franka') == (source == 'robot'))
+    keep = (labels['split'] == split) & (clip_part(labels['clip']) == source)
     codes = np.stack([labels[f'a{i}'] for i in range(run.config.vqvae.tokens)], 1)
     return dict(row=labels['source'][keep].astype(np.int64), clip=labels['clip'][keep], codes=codes[keep].astype(np.int64),
                 instruction=np.array([instruction[p] for p in labels['pair'][keep].tolist()]))

@@ -19,6 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .config import set_seed
+from .datasets import clip_part
 from .encoders import ensure_features
 from .masks import Pairs, ensure_masks, load_pairs
 from .runs import Run, atomic_path, open_run
@@ -257,7 +258,7 @@ def vqvae_loss(model: HybridDisentangledVQVAE,
 # %% ../nbs/01_vqvae.ipynb #effa4e36
 def training_rows(run: Run, pairs: Pairs) -> np.ndarray:
     "The pairs to learn from; raises `ValueError` where there are none."
-    rows = np.flatnonzero((pairs.split == 'train') & ((pairs.body != 'franka') | run.config.vqvae.train_on_robot))
+    rows = np.flatnonzero((pairs.split == 'train') & ((clip_part(pairs.clip) == 'human') | run.config.vqvae.train_on_robot))
     if not len(rows): raise ValueError(f'{run.path/"masks"} holds no training pairs: the videos are too short for a gap of {run.config.masks.gap_s} s, '
                                        'or all were set aside (quarantine.jsonl)')
     return rows

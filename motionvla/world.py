@@ -41,11 +41,11 @@ def film_speed(fps: int) -> int: # pictures an action
     return per_action
 
 def clip_jobs(config: Config, # of the run
-              part: str,      # human | robot
+              part: str,      # human | robot | one of `other_robots`
              ) -> list:       # of dicts, one a clip
     "What to make: verbs take turns; the last clips are the test split, a share of them (human) or some a task (robot). Raises ValueError."
     w, human = config.world, part == 'human'
-    body = w.human_body if human else w.robot_body
+    body = w.human_body if human else w.robot_body if part == 'robot' else part
     check_tasks(w.tasks, body)
     if human:
         train = w.human_clips - round(w.human_clips * w.human_test)
@@ -53,7 +53,7 @@ def clip_jobs(config: Config, # of the run
     else:
         sizes = dict(train=w.trajectories_per_task, test=w.robot_test)
         plans = [(verb, split) for split, n in sizes.items() for verb in w.tasks for _ in range(n)]
-    how = dict(part=part, body=body, seed=config.seed, groups=list(SHOWN[part]), wordings=w.wordings, sway=w.head_sway, same_color=w.same_color,
+    how = dict(part=part, body=body, seed=config.seed, groups=list(SHOWN['human' if human else 'robot']), wordings=w.wordings, sway=w.head_sway, same_color=w.same_color,
                wild=w.wild, distractors=list(w.distractors), image_px=w.human_px if human else w.image_px, fps=w.human_fps if human else 10,
                variation=w.human_variation if human else w.robot_variation, noise=0. if human else w.robot_noise, wrist=w.wrist and not human)
     film_speed(how['fps'])
@@ -89,8 +89,9 @@ def save_episode(folder: Path,    # RUN/world/human or RUN/world/robot
     one = (lambda v: v[:, 0]) if places.shape[1] == 1 else lambda v: v  # one arm: `t 3`; two: `t 2 3`
     with atomic_path(folder / 'truth' / f'{name}.npz') as path, open(path, 'wb') as file:
         np.savez_compressed(file, mask=np.packbits(masks, axis=-1), shape=np.array(masks.shape), effector_world=one(places).astype(np.float32),
-                            effector_camera=one(seen).astype(np.float32), camera_pose=poses.astype(np.float32),
-                            time_s=np.array(episode.time_s), fovy=np.array(episode.scene.camera['fovy']))
+                            effector_camera=one(seen).astype(np.float32), camera_pose=poses.astype(np.float32), contact=np.array(episode.contact),
+                            opening=one(np.stack(episode.states).reshape(len(places), -1, len(STATE_NAMES))[..., STATE_NAMES.index('opening')]),
+                            time_s=np.array(episode.time_s), fovy=np.array(episode.scene.camera['fovy']), looks=np.array(json.dumps(episode.scene.looks)))
     row = dict(clip=f'{job["part"]}/{name}', file=f'clips/{name}.mp4', instruction=task.instruction, verb=task.verb, color=task.color,
                shape=task.shape, place=task.place, fps=fps, n_frames=len(episode.frames), split=job['split'], body=job['body'])
     write_json(folder / '.parts' / f'{name}.json', dict(row=row, attempts=attempts, time_s=np.round(episode.time_s, 3).tolist(),
@@ -197,8 +198,8 @@ def make_world(run: Run):
     folder, made, rates = run.stage('world'), {}, {}
     write_splits(folder)
     if run.config.world.videos: made['human'] = list_videos(run)
-    for part in ('human', 'robot'):
-        if part in made or (part == 'robot' and not run.config.world.robot): continue
+    for part in ('human', *(['robot', *run.config.world.other_robots] if run.config.world.robot else [])):
+        if part in made: continue
         jobs = clip_jobs(run.config, part)
         run_jobs(folder / part, jobs, run.config.world.workers)
         made[part] = gather(folder / part, jobs)
