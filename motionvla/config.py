@@ -99,6 +99,9 @@ class VQVAEConfig:
     warmup: int = 50              # steps
     clip: float = 1.0             # gradient norm
     save_every: int = 100         # steps between checkpoints
+    processes: int = 1            # that train together: one a GPU; more than 1 are launched by torchrun
+    shard: str = 'ddp'            # ddp | fsdp2: whether each holds the whole model, or its share of every block
+    precision: str = 'auto'       # auto = bf16 on CUDA, fp32 elsewhere | bf16 | fp32
 
 # %% ../nbs/parts/config.ipynb #6fefac0f
 @dataclass
@@ -127,6 +130,9 @@ class VLMConfig:
     warmup: int = 50              # steps
     clip: float = 1.0             # gradient norm
     save_every: int = 200         # steps between checkpoints
+    processes: int = 1            # that train together: one a GPU; more than 1 are launched by torchrun
+    shard: str = 'ddp'            # ddp | fsdp2: whether each holds the whole model, or its share of every block
+    precision: str = 'auto'       # auto = bf16 on CUDA, fp32 elsewhere | bf16 | fp32
 
 # %% ../nbs/parts/config.ipynb #deec5261
 @dataclass
@@ -156,6 +162,7 @@ class PolicyConfig:
     warmup: int = 50              # steps
     clip: float = 1.0             # gradient norm
     save_every: int = 200         # steps between checkpoints
+    processes: int = 1            # that train together: one a GPU
 
 # %% ../nbs/parts/config.ipynb #6cd43d25
 @dataclass
