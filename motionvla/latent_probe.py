@@ -268,8 +268,9 @@ def bootstrap(y: np.ndarray, guess: np.ndarray, # `n c` truth and probe's answer
 
 # %% ../nbs/parts/latent_probe.ipynb #9ad2034d
 def pack(sums: dict) -> dict: # of strings, a line each in JSON
-    "Sums by clip as text of five digits: 8 bytes a number."
-    return {k: '\n'.join(v) if k == 'names' else ' '.join(f'{e:.5g}' for e in np.ravel(v)) for k, v in sums.items()}
+    "Sums by clip as text of four decimals (.1234): 6 bytes a number; R² keeps four digits."
+    def short(e): return (f'{e:.4f}' if e % 1 else f'{e:.0f}').replace('-0.', '-.').removeprefix('0' if 0 < e < .99995 else '')
+    return {k: '\n'.join(v) if k == 'names' else ' '.join(map(short, np.ravel(v).tolist())) for k, v in sums.items()}
 
 
 def unpack(text: dict) -> dict:
