@@ -10,7 +10,7 @@ import numpy as np
 
 from .datasets import clip_part
 from .latent_agree import agreement, cka, nmi, nmi_chance
-from .latent_probe import (clipped_r2, combine, compare, contact_scores, inputs, load_truth, mean_r2, one_hot, pack, pair_motion,
+from .latent_probe import (Seen, clipped_r2, combine, compare, contact_scores, inputs, load_truth, mean_r2, one_hot, pack, pair_motion,
                                     probe, probe_scores, r2, bootstrap, scored, which_scores)
 
 # %% ../nbs/parts/latent_measure.ipynb #52cc6e03
@@ -71,7 +71,7 @@ def _motion(x, truth, rows, how, network, seed):
 
 def _leak(x, truth, rows, how, network, seed):
     "What codes know that they should not. Also the camera's sums by clip."
-    fit, score, none = rows.human & rows.train, rows.human & rows.test, np.full(len(x), -1)
+    fit, score, none = rows.human & rows.train, rows.human & rows.test, np.full(len(rows.clips), -1)
     camera, light, colour = (scored(x, truth[k], rows.clips, fit, score, how, clipped_r2, network and k == 'camera', k == 'camera', seed) if k in truth else None
                              for k in ('camera', 'lighting', 'table_colour'))
     table = which_scores(x, truth.get('background', none), rows.clips, fit, score, how, seed=seed)
@@ -132,8 +132,8 @@ def measure(x: np.ndarray,         # codes (int `p k`) or continuous latents (fl
     lengths = {k: len(v) for k, v in dict(x=x, clips=clips, body=body, split=split, **({} if truth is None else dict(truth=truth['motion']))).items()}
     if len(set(lengths.values())) > 1: raise ValueError('these do not belong together: ' + ', '.join(f'{k} has {n} rows' for k, n in lengths.items()))
     rows, codes = _Rows(clips, body, split), np.asarray(x).dtype.kind in 'iu'
-    seen = inputs(x, rows.train, size)
-    out = dict(pairs=len(seen), pairs_test=int((rows.human & rows.test).sum()), clips_test=len(np.unique(rows.clips[rows.human & rows.test])), robots=rows.robots, numbers=seen.shape[1])
+    seen = Seen(inputs(x, rows.train, size))
+    out = dict(pairs=len(seen.x), pairs_test=int((rows.human & rows.test).sum()), clips_test=len(np.unique(rows.clips[rows.human & rows.test])), robots=rows.robots, numbers=seen.x.shape[1])
     who = which_scores(seen, np.unique(body, return_inverse=True)[1], rows.clips, rows.train, rows.test, penalty, seed=seed)
     out |= dict(body_acc=who and who['balanced'], body_chance=who and 1/who['labels'])
     sums = {}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PENALTIES', 'WIDEST', 'SCORES', 'pair_motion', 'lighting', 'clip_truth', 'load_truth', 'pretend',
-           'quantised', 'name_codes', 'one_hot', 'inputs', 'ridge', 'some_clips', 'choose_penalty', 'probe', 'r2',
-           'mean_r2', 'clipped_r2', 'mlp_probe', 'clip_sums', 'sums_r2', 'draw_clips', 'bootstrap', 'pack', 'unpack',
-           'exchange', 'chance_r2', 'scored', 'probe_scores', 'f1', 'best_threshold', 'contact_scores', 'which_scores',
-           'Draws', 'row_score', 'combine', 'compare']
+           'quantised', 'name_codes', 'one_hot', 'inputs', 'Seen', 'ridge', 'some_clips', 'choose_penalty', 'probe',
+           'r2', 'mean_r2', 'clipped_r2', 'mlp_probe', 'clip_sums', 'sums_r2', 'draw_clips', 'bootstrap', 'pack',
+           'unpack', 'exchange', 'chance_r2', 'scored', 'probe_scores', 'f1', 'best_threshold', 'contact_scores',
+           'which_scores', 'Draws', 'row_score', 'combine', 'compare']
 
 # %% ../nbs/parts/latent_probe.ipynb #d2403a54
 import json, zipfile
@@ -120,7 +120,7 @@ def name_codes(clips: np.ndarray, tokens: int = 4, size: int = 16, seed: int = 0
 
 # %% ../nbs/parts/latent_probe.ipynb #680bc25d
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.)  # of the ridge, as shares of the number of pairs, to choose from
-WIDEST = 4096                             # numbers a pair that a probe takes
+WIDEST = 2048                             # numbers a pair that a probe takes
 
 
 def one_hot(codes: np.ndarray, # `n k`
@@ -147,17 +147,33 @@ def inputs(x: np.ndarray,    # codes (int `p k`) or continuous latents (float `p
     return (x - x[fit].mean(0))/(x[fit].std(0) + 1e-6)
 
 # %% ../nbs/parts/latent_probe.ipynb #33c16c5c
-def ridge(x: np.ndarray,     # `n f`
+class Seen:
+    "What a probe sees; fitting rows are decomposed once for all targets and penalties."
+    def __init__(self, x: np.ndarray, keep: int = 8): self.x, self.keep, self.made = x, keep, {}  # `n f`; decompositions kept
+
+    def decomposed(self, fit: np.ndarray) -> tuple: # `n` bool → mean `f`, eigenvalues `f` and eigenvectors `f f` of the centred rows
+        key = fit.tobytes()
+        if key not in self.made:
+            while len(self.made) >= self.keep: self.made.pop(next(iter(self.made)))
+            middle = self.x[fit].mean(0, dtype=np.float64); z = self.x[fit] - middle
+            values, vectors = np.linalg.eigh(z.T @ z)
+            self.made[key] = middle, np.maximum(values, 0), vectors
+        return self.made[key]
+
+
+def ridge(x,                 # `n f`, or `Seen`
           y: np.ndarray,     # `n c`
           fit: np.ndarray,   # `n` bool, rows to fit on
           penalties: tuple,  # in pairs
-         ) -> list:          # `n c`, the answers for all rows, for each penalty
-    "Ridge regression with y standardised by the rows it is fitted on; one decomposition serves all penalties."
-    middle, mean, std = x[fit].mean(0, dtype=np.float64), y[fit].mean(0), y[fit].std(0) + 1e-9
-    z = x[fit] - middle
-    values, vectors = np.linalg.eigh(z.T @ z)
-    told = vectors.T @ (z.T @ ((y[fit] - mean)/std))
-    return [((x - middle) @ (vectors @ (told/(np.maximum(values, 0) + p)[:, None])))*std + mean for p in penalties]
+          rows=slice(None),  # rows to answer for
+         ) -> list:          # `n c`, the answers, for each penalty
+    "Ridge regression with y standardised by the rows it is fitted on."
+    seen = x if isinstance(x, Seen) else Seen(x)
+    middle, values, vectors = seen.decomposed(fit)
+    mean, std = y[fit].mean(0), y[fit].std(0) + 1e-9; z = (y[fit] - mean)/std
+    told = vectors.T @ (seen.x[fit].T @ z - np.outer(middle, z.sum(0)))
+    weights = [vectors @ (told/(values + p)[:, None]) for p in penalties]
+    return [(seen.x[rows] @ w - middle @ w)*std + mean for w in weights]
 
 
 def some_clips(clips: np.ndarray, # `n` names
@@ -177,11 +193,11 @@ def choose_penalty(x, y, fit, clips) -> float: # in pairs
     found = np.zeros(len(PENALTIES))
     for seed in range(3):
         held = some_clips(clips, fit, seed=seed); inner = fit & ~held
-        found += [r2(y[held], a[held]).mean() for a in ridge(x, y, inner, [p*inner.sum() for p in PENALTIES])]
+        found += [r2(y[held], a).mean() for a in ridge(x, y, inner, [p*inner.sum() for p in PENALTIES], held)]
     return float(PENALTIES[int(np.argmax(found))]*fit.sum())
 
 
-def probe(x: np.ndarray,     # `n f`, what the probe sees
+def probe(x,                 # `n f`, what the probe sees, or `Seen`
           y: np.ndarray,     # `n c`, what it has to tell
           fit: np.ndarray,   # `n` bool, rows to fit on
           penalty: float | None = 1., # in pairs; None = chosen
@@ -203,7 +219,7 @@ def mean_r2(values): return np.mean(values, -1)
 def clipped_r2(values): return np.mean(np.maximum(values, 0), -1)
 
 # %% ../nbs/parts/latent_probe.ipynb #a7fdebbe
-def mlp_probe(x: np.ndarray,     # `n f`
+def mlp_probe(x,                 # `n f`, or `Seen`
               y: np.ndarray,     # `n c`
               fit: np.ndarray,   # `n` bool, rows to fit on
               clips: np.ndarray, # `n` names
@@ -214,7 +230,7 @@ def mlp_probe(x: np.ndarray,     # `n f`
     from threadpoolctl import threadpool_limits
     held = some_clips(clips, fit, seed=seed); inner = fit & ~held
     mean, std = y[fit].mean(0), y[fit].std(0) + 1e-9
-    x, z = x.astype(np.float32), ((y - mean)/std).astype(np.float32)
+    x, z = (x.x if isinstance(x, Seen) else x).astype(np.float32), ((y - mean)/std).astype(np.float32)
     if z.shape[1] == 1: z = z[:, 0]
     net, least, left = MLPRegressor(hidden_layer_sizes=(width,), alpha=1e-3, batch_size=min(256, int(inner.sum())), learning_rate_init=3e-3, random_state=np.random.RandomState(seed)), np.inf, patience
     with threadpool_limits(1):  # tiny products: threads would only wait for each other
@@ -286,12 +302,13 @@ def exchange(clips: np.ndarray,        # `n` names
              rng: np.random.Generator,
             ) -> np.ndarray:           # `n` row numbers
     "For each pair one of another clip of its group, as far into that clip as the pair is into its own."
-    names, first, at = np.unique(clips, return_index=True, return_inverse=True)
-    rows = np.split(np.argsort(at, kind='stable'), np.cumsum(np.bincount(at))[:-1]); out = np.arange(len(clips))
+    names, first, at, size = np.unique(clips, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(at, kind='stable'); start = np.cumsum(size) - size; place, partner = np.empty(len(at), int), np.arange(len(names))
+    place[order] = np.arange(len(at)) - np.repeat(start, size)    # of the pair in its clip
     for g in np.unique(group[first]):
-        mine = rng.permutation(np.flatnonzero(group[first] == g))
-        for a, b in zip(mine, np.roll(mine, 1)): out[rows[a]] = rows[b][np.linspace(0, len(rows[b]) - 1, len(rows[a])).round().astype(int)]
-    return out
+        mine = rng.permutation(np.flatnonzero(group[first] == g)); partner[mine] = np.roll(mine, 1)
+    far = place/np.maximum(size[at] - 1, 1)
+    return order[start[partner[at]] + (far*(size[partner[at]] - 1)).round().astype(int)]
 
 
 def chance_r2(x, y, clips, fit, score, penalty=1., summary=mean_r2, rounds: int = 10, seed: int = 0) -> float:
@@ -300,11 +317,11 @@ def chance_r2(x, y, clips, fit, score, penalty=1., summary=mean_r2, rounds: int 
     if penalty is None: penalty = choose_penalty(x, y, fit, clips)
     side = np.where(fit, 'fit', np.where(score, 'score', 'none'))
     other = np.concatenate([y[exchange(clips, side, rng)] for _ in range(rounds)], 1)
-    each = r2(other[score], ridge(x, other, fit, [penalty])[0][score]).reshape(rounds, -1)
+    each = r2(other[score], ridge(x, other, fit, [penalty], score)[0]).reshape(rounds, -1)
     return float(np.mean(summary(each)))
 
 # %% ../nbs/parts/latent_probe.ipynb #bc6353fa
-def scored(x: np.ndarray,     # `n f` what the probe sees, from `inputs`
+def scored(x,                 # `n f` what the probe sees, from `inputs`, or `Seen`
            y: np.ndarray,     # `n c` what it has to tell; rows with NaN don't count
            clips: np.ndarray, # `n` names
            fit: np.ndarray, score: np.ndarray, # `n` bool each
@@ -327,7 +344,7 @@ def scored(x: np.ndarray,     # `n f` what the probe sees, from `inputs`
     return out
 
 
-def probe_scores(x: np.ndarray,     # `n f` what the probe sees
+def probe_scores(x,                 # `n f` what the probe sees, or `Seen`
                  truth: dict,       # from `load_truth`, same rows
                  clips: np.ndarray, # `n` names
                  fit: np.ndarray, score: np.ndarray, # `n` bool each: rows to fit on, rows to score on
@@ -370,6 +387,7 @@ def which_scores(x, label: np.ndarray, clips, fit, score, penalty=1., rounds: in
     fit = fit & (label >= 0); score = score & np.isin(label, np.unique(label[fit]))
     if len(np.unique(label[fit])) < 2 or not score.any(): return None
     if penalty is None: penalty = .01*fit.sum()
+    x = x.x if isinstance(x, Seen) else x
     right = RidgeClassifier(alpha=penalty, class_weight='balanced').fit(x[fit], label[fit]).predict(x[score]) == label[score]
     _, at, n = np.unique(clips[score], return_inverse=True, return_counts=True); y = label[score]
     w = draw_clips(len(n), rounds, seed); low, high = np.quantile((w @ np.bincount(at, right))/(w @ n), [.025, .975])
