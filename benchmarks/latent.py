@@ -93,13 +93,16 @@ class World:
 
     def seen(self, masks, uses):
         from motionvla.latents import latent_data, run_frames
+        from motionvla.masks import load_pairs
+        from motionvla.vqvae import training_rows
         run, px = self.runs['flow' if masks == 'none' else masks], self.config.image_px*('frames' in uses)
         key = run.path.name, px, 'states' in uses
         if key not in self._seen:
             if px:
                 run_frames(self.runs['flow'], px)
                 if run is not self.runs['flow']: link(run.path/'vqvae'/f'frames-{px}.npy', self.runs['flow'].path/'vqvae'/f'frames-{px}.npy')
-            self._seen[key] = latent_data(run, px, 'states' in uses)
+            pairs = load_pairs(run)
+            self._seen[key] = latent_data(run, pairs, training_rows(run, pairs), px, 'states' in uses)
         return self._seen[key]
 
     def truth(self, pairs):

@@ -6,24 +6,22 @@
 __all__ = ['LatentData', 'run_frames', 'run_states', 'latent_data', 'Method', 'kept_back', 'Random', 'principal',
            'ProductQuantiser', 'Described', 'FeatureDifference', 'MaskGeometry', 'LinearLAM']
 
-# %% ../nbs/parts/latents.ipynb #c73b00f1
+# %% ../nbs/parts/latents.ipynb #624cb8a0
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .config import ConfigError
 from .runs import atomic_path, read_parquet
-if TYPE_CHECKING: from motionvla.masks import Pairs
 
-# %% ../nbs/parts/latents.ipynb #eb811287
+# %% ../nbs/parts/latents.ipynb #27f606ff
 @dataclass
 class LatentData:
     "What a latent-action method may learn from. No truth is in it."
     features: np.ndarray  # fp16 `rows n d`, frozen features of the sampled frames; memory-mapped
-    pairs: 'Pairs'        # columns of `p` entries; `source` and `target` are rows
+    pairs: object         # `Pairs` of motionvla.masks: columns of `p` entries; `source` and `target` are rows
     rows: np.ndarray      # numbers of the pairs to learn from
     mean: np.ndarray      # `d`, of the training frames' features
     std: np.ndarray       # `d`
@@ -58,8 +56,8 @@ def run_frames(run,     # with masks and world
                 out.flush()
     return np.load(path, mmap_mode='r')
 
-# %% ../nbs/parts/latents.ipynb #9ee0fb06
-def run_states(run, pairs: 'Pairs', rows: np.ndarray) -> tuple:  # pairs to normalise by
+# %% ../nbs/parts/latents.ipynb #5914bf72
+def run_states(run, pairs, rows: np.ndarray) -> tuple:  # all pairs, and numbers of those to normalise by
     "States `rows s` and actions `rows a` of the robots at the sampled frames, each column normalised by the training frames' of its body; NaN where there are none."
     samples, parts = pairs.samples, sorted((run.path/'world').glob('*/trajectories.parquet'))
     tables, out = [read_parquet(p) for p in parts], []
@@ -76,20 +74,19 @@ def run_states(run, pairs: 'Pairs', rows: np.ndarray) -> tuple:  # pairs to norm
         out.append(x)
     return tuple(out)
 
-# %% ../nbs/parts/latents.ipynb #76f6c1fd
+# %% ../nbs/parts/latents.ipynb #413be4be
 def latent_data(run,                   # whose masks are made; features are made if need be
+                pairs,                 # its pairs: `load_pairs(run)` of motionvla.masks
+                rows: np.ndarray,      # numbers of the pairs to learn from: `training_rows(run, pairs)` of motionvla.vqvae
                 frames_px: int = 0,    # side of the pixels wanted; 0 = none
                 states: bool = False,  # robots' states and actions too
                ) -> LatentData:
     "What a method may see of a run; raises `ConfigError` where masks and features are not of the same frames or grid."
     from motionvla.encoders import ensure_features
-    from motionvla.masks import load_pairs
-    from motionvla.vqvae import training_rows
-    pairs, features = load_pairs(run), ensure_features(run)
+    features = ensure_features(run)
     if len(features) != len(pairs.samples['clip']) or features.shape[1] != pairs.coverage.shape[1]:
         raise ConfigError(f'{run.path} has features of {features.shape[:2]} frames and patches, but masks of {len(pairs.samples["clip"])}, {pairs.coverage.shape[1]}: '
                           'a run folder that shares features must sample the same frames')
-    rows = training_rows(run, pairs)
     seen = np.unique(np.r_[pairs.source[rows], pairs.target[rows]])
     some = np.asarray(features[seen[::max(1, len(seen)//1000)]], np.float32).reshape(-1, features.shape[2])
     moved = run_states(run, pairs, rows) if states else (None, None)
