@@ -79,20 +79,23 @@ def agreement(codes: np.ndarray,  # `n k`
               clips: np.ndarray,  # `n`
               first: np.ndarray, second: np.ndarray, # `n` bool each: the two bodies' rows
               size: int = 16, rounds: int = 1000, seed: int = 0,
-             ) -> dict | None:    # share, p, chance (mean share of permuted names), codes (counted); None where nothing can be said
-    "The share of codes in use that mean the same movement for two bodies, and the p of so many if names were dealt out by lot."
+             ) -> dict | None:    # share, p, p_safe, chance (mean share of permuted names), codes (counted); None where nothing can be said
+    """The share of codes in use that mean the same movement for two bodies, and the p of so many if names were dealt out by lot: `p` for positions
+    that say different things, `p_safe` (that of the best position, times their number) also for positions that repeat each other."""
     ok = np.isfinite(motion).all(1); first, second = first & ok, second & ok
     if not first.any() or not second.any(): return None
     motion = motion/(motion[first | second].std(0) + 1e-9)
     a, b = (meanings(codes[r], motion[r], clips[r], size) for r in (first, second))
     used = np.isfinite(a[..., 0]) | np.isfinite(b[..., 0]); same, count = agreeing(a, b), int(used.sum())
     if not count: return None
-    rng, k, found = np.random.default_rng(seed), np.arange(len(a))[:, None], int(np.einsum('kii->', same.astype(int)))
-    mine = np.arange(size)[None]
-    lot = np.array([same[k, mine, rng.permuted(np.tile(mine, (len(a), 1)), axis=1)].sum() for _ in range(rounds)])
-    return dict(share=found/count, p=float((1 + (lot >= found).sum())/(1 + rounds)), chance=float(lot.mean()/count), codes=count)
+    rng, k, mine = np.random.default_rng(seed), np.arange(len(a))[:, None], np.arange(size)[None]
+    found = np.einsum('kii->k', same.astype(int))
+    lot = np.stack([same[k, mine, rng.permuted(np.tile(mine, (len(a), 1)), axis=1)].sum(1) for _ in range(rounds)])
+    at_least = 1 + (lot >= found).sum(0)
+    return dict(share=float(found.sum()/count), p=float((1 + (lot.sum(1) >= found.sum()).sum())/(1 + rounds)),
+                p_safe=float(min(1., len(a)*at_least.min()/(1 + rounds))), chance=float(lot.sum(1).mean()/count), codes=count)
 
-# %% ../nbs/parts/latent_agree.ipynb #31d72911
+# %% ../nbs/parts/latent_agree.ipynb #56aeb36c
 def linear_cka(x: np.ndarray, y: np.ndarray, # `t d` each, rows belong together
               ) -> float:                    # in [0, 1]
     "How alike two sets of points lie, whatever the turn and the scale (Kornblith et al. 2019); nan where either is a single point."
@@ -127,7 +130,7 @@ def remove_domain(states, second, groups, dims: int = 10, rounds: int = 5, enoug
         states = states - (states @ top) @ top.T
     return states, told
 
-# %% ../nbs/parts/latent_agree.ipynb #56aeb36c
+# %% ../nbs/parts/latent_agree.ipynb #8caee242
 def token_cka(states, tokens, second, keep, rng=None) -> float:
     "CKA of the tokens' mean states in two domains; with `rng`, of samples drawn again within each token and domain."
     def centres(rows):

@@ -105,11 +105,11 @@ def _meaning(codes, truth, rows, size, seed):
     out |= dict(nmi=nmi(codes, y, rows.body), nmi_chance=nmi_chance(codes, y, rows.body, clips, seed=seed))
     for b in np.unique(rows.body): out[f'nmi_{b}'] = nmi(codes[rows.body == b], y[rows.body == b], rows.body[rows.body == b])
     found = {b: agreement(codes, y, clips, rows.human, rows.of(b), size, seed=seed) for b in rows.robots}
-    for b, f in found.items(): out |= {f'agree_{k}_{b}': f and f[k] for k in ('share', 'p', 'chance')}
+    for b, f in found.items(): out |= {f'agree_{k}_{b}': f and f[v] for k, v in (('share', 'share'), ('p', 'p_safe'), ('chance', 'chance'))}
     some = [f for f in found.values() if f]
     out |= {f'agree_{k}': float(np.mean([f[k] for f in some])) if some else None for k in ('share', 'chance')}
     half = np.isin(clips, np.unique(clips[rows.human])[::2]); ceiling = agreement(codes, y, clips, rows.human & half, rows.human & ~half, size, rounds=1)
-    return out | dict(agree_p=max(f['p'] for f in some) if some else None, agree_ceiling=ceiling and ceiling['share'])
+    return out | dict(agree_p=max(f['p_safe'] for f in some) if some else None, agree_ceiling=ceiling and ceiling['share'])
 
 # %% ../nbs/parts/latent_measure.ipynb #9241fa6d
 def _rounded(v):

@@ -175,7 +175,7 @@ def ridge(x,                 # `n f`, or `Seen`
     weights = [vectors @ (told/(values + p)[:, None]) for p in penalties]
     return [(seen.x[rows] @ w - middle @ w)*std + mean for w in weights]
 
-
+# %% ../nbs/parts/latent_probe.ipynb #6bd4e03a
 def some_clips(clips: np.ndarray, # `n` names
                rows: np.ndarray,  # `n` bool
                share: float = .2,
@@ -206,7 +206,7 @@ def probe(x,                 # `n f`, what the probe sees, or `Seen`
     "The linear probe: ridge regression from x to y."
     return ridge(x, y, fit, [choose_penalty(x, y, fit, clips) if penalty is None else penalty])[0]
 
-# %% ../nbs/parts/latent_probe.ipynb #6bd4e03a
+# %% ../nbs/parts/latent_probe.ipynb #075ab9d1
 def r2(y: np.ndarray,        # `n c` truth
        guess: np.ndarray,    # `n c`
       ) -> np.ndarray:       # `c`, 1 = perfect, 0 = no better than the mean of y, below 0 = worse
@@ -218,32 +218,34 @@ def r2(y: np.ndarray,        # `n c` truth
 def mean_r2(values): return np.mean(values, -1)
 def clipped_r2(values): return np.mean(np.maximum(values, 0), -1)
 
-# %% ../nbs/parts/latent_probe.ipynb #a7fdebbe
+# %% ../nbs/parts/latent_probe.ipynb #e579b41e
 def mlp_probe(x,                 # `n f`, or `Seen`
               y: np.ndarray,     # `n c`
               fit: np.ndarray,   # `n` bool, rows to fit on
               clips: np.ndarray, # `n` names
+              penalty: float | None = None, # of the linear part, in pairs; None = chosen
               width: int = 64, epochs: int = 60, patience: int = 6, seed: int = 0,
              ) -> np.ndarray:    # `n c`, its answers for all rows
-    "A network with one hidden layer; the epoch that is kept does best on a fifth of the fitting clips."
+    "The linear probe and what a network with one hidden layer adds; the epoch that is kept, perhaps none, does best on a fifth of the fitting clips."
     from sklearn.neural_network import MLPRegressor
     from threadpoolctl import threadpool_limits
-    held = some_clips(clips, fit, seed=seed); inner = fit & ~held
-    mean, std = y[fit].mean(0), y[fit].std(0) + 1e-9
-    x, z = (x.x if isinstance(x, Seen) else x).astype(np.float32), ((y - mean)/std).astype(np.float32)
-    if z.shape[1] == 1: z = z[:, 0]
-    net, least, left = MLPRegressor(hidden_layer_sizes=(width,), alpha=1e-3, batch_size=min(256, int(inner.sum())), learning_rate_init=3e-3, random_state=np.random.RandomState(seed)), np.inf, patience
+    seen = x if isinstance(x, Seen) else Seen(x); x = seen.x.astype(np.float32)
+    if penalty is None: penalty = choose_penalty(seen, y, fit, clips)
+    held = some_clips(clips, fit, seed=seed); inner = fit & ~held; std = y[fit].std(0) + 1e-9
+    left_over = ((y - ridge(seen, y, inner, [penalty*inner.sum()/fit.sum()])[0])/std).astype(np.float32)
+    z = left_over if y.shape[1] > 1 else left_over[:, 0]
+    net = MLPRegressor(hidden_layer_sizes=(width,), alpha=1e-3, batch_size=min(256, int(inner.sum())), learning_rate_init=3e-3, random_state=np.random.RandomState(seed))
+    least, wait, added = float((z[held]**2).mean()), patience, np.zeros(y.shape)
     with threadpool_limits(1):  # tiny products: threads would only wait for each other
         for _ in range(epochs):
             net.partial_fit(x[inner], z[inner])
             error = float(((net.predict(x[held]) - z[held])**2).mean())
-            left = patience if error < least else left - 1
-            if error < least: least, kept = error, ([w.copy() for w in net.coefs_], [b.copy() for b in net.intercepts_])
-            if not left: break
-        net.coefs_, net.intercepts_ = kept
-        return net.predict(x).reshape(y.shape)*std + mean
+            wait = patience if error < least else wait - 1
+            if error < least: least, added = error, net.predict(x).reshape(y.shape)
+            if not wait: break
+    return ridge(seen, y, fit, [penalty])[0] + added*std
 
-# %% ../nbs/parts/latent_probe.ipynb #43e17d34
+# %% ../nbs/parts/latent_probe.ipynb #9ad2034d
 def clip_sums(y: np.ndarray,     # `n c` truth
               guess: np.ndarray, # `n c` a probe's answers
               clips: np.ndarray, # `n` names
@@ -282,7 +284,7 @@ def bootstrap(y: np.ndarray, guess: np.ndarray, # `n c` truth and probe's answer
     sums = clip_sums(y, guess, clips)
     return tuple(float(q) for q in np.quantile(score(sums_r2(sums, draw_clips(len(sums['n']), rounds, seed))), [.025, .975]))
 
-# %% ../nbs/parts/latent_probe.ipynb #9ad2034d
+# %% ../nbs/parts/latent_probe.ipynb #9192c554
 def pack(sums: dict) -> dict: # of strings, a line each in JSON
     "Sums by clip as text of four decimals (.1234): 6 bytes a number; R² keeps four digits."
     def short(e): return (f'{e:.4f}' if e % 1 else f'{e:.0f}').replace('-0.', '-.').removeprefix('0' if 0 < e < .99995 else '')
@@ -296,7 +298,7 @@ def unpack(text: dict) -> dict:
         return {k: names if k == 'names' else np.array(v.split(), float).reshape(len(names), *([-1] if k != 'n' else [])) for k, v in text.items()}
     except (KeyError, AttributeError, ValueError) as e: raise ValueError(f'these are no sums by clip ({e}): measure again') from None
 
-# %% ../nbs/parts/latent_probe.ipynb #86c28d6d
+# %% ../nbs/parts/latent_probe.ipynb #ef5638e3
 def exchange(clips: np.ndarray,        # `n` names
              group: np.ndarray,        # `n`: clips are exchanged within it
              rng: np.random.Generator,
@@ -320,7 +322,7 @@ def chance_r2(x, y, clips, fit, score, penalty=1., summary=mean_r2, rounds: int 
     each = r2(other[score], ridge(x, other, fit, [penalty], score)[0]).reshape(rounds, -1)
     return float(np.mean(summary(each)))
 
-# %% ../nbs/parts/latent_probe.ipynb #bc6353fa
+# %% ../nbs/parts/latent_probe.ipynb #6861cc56
 def scored(x,                 # `n f` what the probe sees, from `inputs`, or `Seen`
            y: np.ndarray,     # `n c` what it has to tell; rows with NaN don't count
            clips: np.ndarray, # `n` names
@@ -339,7 +341,7 @@ def scored(x,                 # `n f` what the probe sees, from `inputs`, or `Se
     sums = clip_sums(y[score], probe(x, y, fit, penalty)[score], clips[score]); each = sums_r2(sums)
     draws = summary(sums_r2(sums, draw_clips(len(sums['n']), seed=seed)))
     out = dict(r2=float(summary(each)), each=each, interval=tuple(float(q) for q in np.quantile(draws, [.025, .975])), sums=sums)
-    if network: out['mlp'] = float(summary(r2(y[score], mlp_probe(x, y, fit, clips, seed=seed)[score])))
+    if network: out['mlp'] = float(summary(r2(y[score], mlp_probe(x, y, fit, clips, penalty, seed=seed)[score])))
     if chance: out['chance'] = chance_r2(x, y, clips, fit, score, penalty, summary, seed=seed)
     return out
 
@@ -354,7 +356,7 @@ def probe_scores(x,                 # `n f` what the probe sees, or `Seen`
     found = {k: scored(x, truth[k], clips, fit, score, penalty, s) for k, s in (('motion', mean_r2), ('camera', clipped_r2))}
     return {k: {n: v[n] for n in ('each', 'r2', 'interval')} for k, v in found.items() if v}
 
-# %% ../nbs/parts/latent_probe.ipynb #e3eb711a
+# %% ../nbs/parts/latent_probe.ipynb #bd2b780a
 def f1(yes: np.ndarray, said: np.ndarray) -> float: # `n` bool each
     "Harmonic mean of precision and recall; 0 where there is neither."
     return float(2*(yes & said).sum()/max(1, yes.sum() + said.sum()))
@@ -394,7 +396,7 @@ def which_scores(x, label: np.ndarray, clips, fit, score, penalty=1., rounds: in
     return dict(accuracy=float(right.mean()), low=float(low), high=float(high), balanced=float(np.mean([right[y == c].mean() for c in np.unique(y)])),
                 chance=float(np.bincount(y).max()/len(y)), labels=len(np.unique(label[fit])))
 
-# %% ../nbs/parts/latent_probe.ipynb #8ec4e5e9
+# %% ../nbs/parts/latent_probe.ipynb #1534dffc
 SCORES = ('motion', 'camera', 'motion_minus_leak', 'opening', 'hand_to_robot')  # that can be compared from rows of results
 
 
@@ -422,7 +424,7 @@ def row_score(sums: dict,      # name → sums by clip: a row's `per_clip`, unpa
     except KeyError as e: raise ValueError(f'a row has no sums of {e}: it cannot be compared in {what!r}') from None
     raise ValueError(f'there is no score {what!r} in this row: choose from {", ".join(SCORES)}')
 
-# %% ../nbs/parts/latent_probe.ipynb #1534dffc
+# %% ../nbs/parts/latent_probe.ipynb #e00ea8c6
 def _check_same(rows):
     "Raises `ValueError` where rows were not scored on the same pairs."
     for r in rows[1:]:

@@ -30,7 +30,7 @@ def nearest_frames(answers: np.ndarray,    # `q n d`, predicted patch features
         rows[i], cosines[i] = mine[cosine.argmax()], cosine.max()
     return rows, cosines
 
-# %% ../nbs/parts/latent_transfer.ipynb #eb2e7d2e
+# %% ../nbs/parts/latent_transfer.ipynb #25111f78
 def transfer_scores(wanted: np.ndarray, # `q 3` the person's motion, m
                     found: np.ndarray,  # `q 3` the robot's, from its first frame to the one found, m
                     least: float = .02, # of the person's motion, m
@@ -45,7 +45,7 @@ def transfer_scores(wanted: np.ndarray, # `q 3` the person's motion, m
     return dict(cosine=float(mine.mean()), share=float((mine > .5).mean()), stayed=float((np.linalg.norm(found[ok], axis=1) < least/2).mean()), pairs=n,
                 p=float((1 + sum(l.mean() >= mine.mean() for l in lots))/(1 + rounds)), chance=float(np.mean([(l > .5).mean() for l in lots])))
 
-# %% ../nbs/parts/latent_transfer.ipynb #c3e18e94
+# %% ../nbs/parts/latent_transfer.ipynb #3105f40b
 def transfer_page(person: np.ndarray,    # uint8 `q 2 h w 3`, before and after
                   robot: np.ndarray,     # uint8 `q h w 3`, before
                   found: np.ndarray,     # uint8 `q h w 3`, from `nearest_frames`
