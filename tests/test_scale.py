@@ -88,7 +88,7 @@ def test_two_processes_are_one(features, one, tmp_path, shard, decay):
     assert a.keys() == b.keys() and [k for k in a if not k.endswith(loose) and not np.allclose(a[k], b[k], rtol=1e-3, atol=1e-4)] == []
     assert not list((tmp_path/'two').rglob('*.aside*'))
     told = [json.loads((run/'report.json').read_text())['vqvae'] for run in (base, tmp_path/'two')]
-    assert all(np.isclose(told[0][k], told[1][k], rtol=1e-3) for k in told[0])
+    assert all(np.isclose(told[0][k], told[1][k], rtol=1e-3 if k.startswith('recon') else .03) for k in told[0])  # a pair half-way between two entries may change its code
 
 
 @pytest.mark.parametrize('settings', [dict(), dict(shard='fsdp2')], ids=['ddp', 'fsdp2'])
