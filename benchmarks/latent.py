@@ -48,11 +48,13 @@ class Ours(Method):
 
     def fit(self, data, steps, lr, seed, folder):
         from motionvla.training import batch_rows, fit
-        from motionvla.vqvae import new_vqvae, pair_batch, vqvae_loss
+        from motionvla.vqvae import new_vqvae, pair_batch, vqvae_loss, with_gaps
         c = self.config; c.steps, c.lr = steps, lr
-        self.net = new_vqvae(SimpleNamespace(path=Path(folder), config=SimpleNamespace(vqvae=c, seed=seed)), data.features, data.pairs)
-        fit(self.net, lambda model, batch: vqvae_loss(model, batch, c.motion_head, c.decode_share, c.crop),
-            lambda step: pair_batch(data.features, data.pairs, data.rows[batch_rows(step, len(data.rows), c.batch, seed)]), c, folder, seed, name=self.name)
+        told = with_gaps(data.pairs, c.gaps_s) if c.gaps_s else data.pairs
+        rows = np.r_[data.rows, np.arange(len(data.pairs), len(told))]   # further gaps: of training clips alone
+        self.net = new_vqvae(SimpleNamespace(path=Path(folder), config=SimpleNamespace(vqvae=c, seed=seed)), data.features, told)
+        fit(self.net, lambda model, batch: vqvae_loss(model, batch, c),
+            lambda step: pair_batch(data.features, told, rows[batch_rows(step, len(rows), c.batch, seed)]), c, folder, seed, name=self.name)
         self.parameters = sum(p.numel() for p in self.net.eval().parameters() if p.requires_grad)
         return self
 
@@ -101,32 +103,31 @@ class World:
         return self._seen[key]
 
     def truth(self, pairs):
+        from motionvla.latent_probe import load_truth
         if self._truth is None: self._truth = load_truth(self.runs['flow'], {k: getattr(pairs, k) for k in ('clip', 'body', 't_source_s', 't_target_s')})
         return self._truth
 
 
-def load_truth(run, columns):
-    try: from motionvla.latent_measure import load_truth
-    except ImportError: from motionvla.codebook import load_truth
-    return load_truth(run, columns)
+def with_motion(run, pairs):
+    "All that any loss of ours may ask for."
+    from dataclasses import replace
+    from motionvla.mask_motion import ensure_motion, pair_motion_2d, sample_coverage
+    motion, camera = pair_motion_2d(*ensure_motion(run), pairs.source, pairs.target)
+    return replace(pairs, cover=sample_coverage(run), motion=motion, camera=camera)
 
 
 def score(x, truth, pairs, size, hidden=None, full=True) -> dict:
     "One row of what latent actions hold; `pairs` may have a third split, which plays no part. Quick: motion and camera alone."
+    from motionvla.latent_measure import code_use, measure, perplexity
+    from motionvla.latent_probe import inputs, probe_scores
     use = np.isin(pairs.split, ('train', 'test'))
     x, clips, body, split = x[use], pairs.clip[use], pairs.body[use], pairs.split[use]
     truth = {k: v[use] if isinstance(v, np.ndarray) else v for k, v in truth.items()}
-    if full:
-        try: from motionvla.latent_measure import measure
-        except ImportError: measure = None
-        if measure: return measure(x, truth, clips, body, split, size=size, hidden=None if hidden is None else hidden[use])
-    from motionvla.codebook import code_use, one_hot, perplexity, probe_scores
+    if full: return measure(x, truth, clips, body, split, size=size, hidden=None if hidden is None else hidden[use])
     human = np.char.startswith(clips.astype(str), 'human/'); fit = human & (split == 'train')
-    coded = x.dtype.kind in 'iu'
-    seen = one_hot(x, size) if coded else (x - x[fit].mean(0))/(x[fit].std(0) + 1e-6)
-    told = probe_scores(seen, truth, clips, fit, human & (split == 'test'))
+    told = probe_scores(inputs(x, fit, size), truth, clips, fit, human & (split == 'test'))
     out = {f'{k}_{n}': v[m] if m == 'r2' else [float(e) for e in v[m]] for k, v in told.items() for n, m in (('r2', 'r2'), ('each', 'each'))}
-    return out | dict(motion_minus_leak=out['motion_r2'] - out['camera_r2'], perplexity=float(perplexity(code_use(x, size)).mean()) if coded else None)
+    return out | dict(motion_minus_leak=out['motion_r2'] - out['camera_r2'], perplexity=float(perplexity(code_use(x, size)).mean()) if x.dtype.kind in 'iu' else None)
 
 
 def held_out(seen):

@@ -86,7 +86,9 @@ def train(run, features):
 
 def score(run, model, features, pairs) -> dict:
     "Probes on human clips, fitted on those that were trained on, scored on the others: of both codes, and of the masks' geometry before any training."
-    from motionvla.codebook import code_use, label_pairs, load_truth, one_hot, perplexity, probe_scores
+    from motionvla.codebook import label_pairs
+    from motionvla.latent_measure import code_use, perplexity
+    from motionvla.latent_probe import load_truth, one_hot, probe_scores
     human = np.flatnonzero(pairs.body != 'franka')
     columns = {k: getattr(pairs, k)[human] for k in ('clip', 'split', 'source', 'target', 't_source_s', 't_target_s')}
     action, background = label_pairs(model, features, columns['source'], columns['target'], 64, progress=False)
