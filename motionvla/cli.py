@@ -6,7 +6,7 @@
 __all__ = ['NOTEBOOKS', 'QUIET', 'CHECKS', 'app', 'UsageError', 'find_stage', 'notebooks_dir', 'collect_overrides', 'finished',
            'forget', 'plan', 'StageFailed', 'kernels_log', 'run_notebook', 'progress_of', 'watch', 'result_rows',
            'wide_console', 'show_report', 'check_gl', 'check_gpu', 'check_decoders', 'check_disk', 'check_packages',
-           'check_python', 'prepare', 'run_command', 'world_command', 'masks_command', 'train_command',
+           'check_python', 'prepare', 'run_command', 'world_command', 'masks_command', 'label_command', 'train_command',
            'report_command', 'doctor_command']
 
 # %% ../nbs/parts/cli.ipynb #cfa22871
@@ -426,6 +426,37 @@ def masks_command(
     except RuntimeError as e: _stop(e, 1)
     except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
     print(f'{told["clips"]} clips, {told["frames"]} frames, {told["set_aside"]} set aside, {told["frames_per_s"]:.1f} frames/s, {told["times_real"]:.1f}× real time: {out}')
+
+# %% ../nbs/parts/cli.ipynb #8b8cba47
+@app.command('label')
+def label_command(
+    videos: Path = typer.Argument(..., help='a folder of videos, or any data set that motionvla reads'),
+    model: Path = typer.Option(..., help='a run whose VQ-VAE is trained, or the folder of a saved model'),
+    out: Path = typer.Option(..., help='the folder of the labels; what is there already is kept'),
+    workers: int = typer.Option(0, help='processes; 0 = one a core'),
+    merged: Path = typer.Option(None, help='a folder for the finished store, sorted: the same labels give the same bytes'),
+    retry: bool = typer.Option(False, help='try again what was set aside'),
+    ray: str = typer.Option('', metavar='ADDRESS', help='a Ray cluster that does the work; local starts one on this machine'),
+    reader: str = typer.Option('', help='the reader of the videos, as for run; found out if not given'),
+    split: str = typer.Option('', help='the split of that data set, e.g. train'),
+    profile: str = typer.Option('', help='how a saved model that lies alone was trained; a run knows it'),
+    sets: list[str] = typer.Option([], '--set', metavar='KEY=VALUE', help='change a number, e.g. masks.pair_every_s=1.0 or world.reader.fps=10; may be repeated'),
+):
+    "Latent actions of any number of videos, by a trained VQ-VAE, on all cores. Run again, it goes on where it stopped."
+    try:
+        overrides = collect_overrides(list(sets), str(videos), reader, split)
+        options = dict(overrides.pop('world').get('reader', {})); camera = options.pop('camera', '')
+        from motionvla.datasets import DataError, list_clips, open_dataset
+        from motionvla.labels import label_rows, labelling
+        try:
+            how = labelling(model, overrides, load_config(profile) if profile else None)
+            rows, bad = list_clips(open_dataset(videos, **options), camera=camera)
+            told = label_rows(rows, how, out, workers, merged or '', bad, retry, ray)
+        except DataError as e: raise UsageError(str(e)) from None
+    except (UsageError, ConfigError) as e: _stop(e, 2)
+    except RuntimeError as e: _stop(e, 1)
+    except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
+    print(f'{told["clips"]} clips, {told["pairs"]} pairs, {told["set_aside"]} set aside, {told["pairs_per_s"]:.1f} pairs/s, {told["hours_a_core_hour"]:.1f} hours of video a core-hour: {out}')
 
 # %% ../nbs/parts/cli.ipynb #976d2adc
 @app.command('train')

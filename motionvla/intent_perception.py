@@ -391,7 +391,7 @@ def train_pointer(run: Run, policy: IntentPerceptionPolicy, features, train: Obs
     settings = replace(c, steps=c.pointer_steps, batch=c.pointer_batch, lr=c.pointer_lr)
     learns = [p for p in policy.parameters() if p.requires_grad]
     policy.requires_grad_(False); policy.pointer.requires_grad_(True)
-    last = fit(policy, pointer_loss, policy_batches(run, features, train, settings.batch), settings, run.stage('policy')/'pointer', run.config.seed, name='pointer')
+    last = fit(policy, pointer_loss, policy_batches(run, features, train, settings.batch), settings, run.stage('policy')/'pointer', run.config.seed, name='pointer', unused=True)
     for p in learns: p.requires_grad_(True)
     policy.pointer.requires_grad_(False)
     return last
@@ -407,7 +407,7 @@ def train_policy(run: Run,
     policy = new_policy(run, method, train, features)
     if policy.pointer: train_pointer(run, policy, features, train)
     loss = lambda policy, batch: policy_loss(policy, batch, c)
-    last = fit(policy, loss, policy_batches(run, features, train, c.batch), c, folder, seed=run.config.seed, name=method)
+    last = fit(policy, loss, policy_batches(run, features, train, c.batch), c, folder, seed=run.config.seed, name=method, unused=True)
     if processes()[0]: return last  # the main process does the rest
     merge_lora(policy.vlm)
     policy.cpu().eval().save_pretrained(folder/'model')

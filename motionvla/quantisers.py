@@ -68,8 +68,9 @@ class SharedNorm(nn.Module):
 # %% ../nbs/parts/quantisers.ipynb #3d917bb3
 class SharedRandom(nn.Module):
     "Random choices that all processes agree on, and that a checkpoint continues: they depend on a seed and on how many came before."
-    def __init__(self):
+    def __init__(self, group: int = 1):  # vectors of one pair, which stand together where `rows` chooses
         super().__init__()
+        self.group = group
         self.register_buffer('drawn', torch.tensor([int(torch.randint(2**62, (), device='cpu')), 0]))  # seed, draws so far
 
     def generator(self) -> torch.Generator:
@@ -78,24 +79,24 @@ class SharedRandom(nn.Module):
         self.drawn[1] += 1
         return torch.Generator().manual_seed(int(seed))
 
-    def span(self, n: int) -> tuple:  # own rows → (number of the first, rows of all processes)
-        "Where this process's rows stand in the whole batch."
-        if _processes() == 1: return 0, n
-        sizes = self.drawn.new_zeros(_processes()); sizes[distributed.get_rank()] = n
-        sizes = sum_processes_(sizes).tolist()
-        return sum(sizes[:distributed.get_rank()]), sum(sizes)
+    def places(self, n: int, group: int = 1) -> tuple:  # own rows, rows of a pair → (their numbers among the rows of all processes `n`, how many these are)
+        "Where this process's rows stand in the whole batch: pairs are dealt out like cards (`training.share`)."
+        rank, world = (distributed.get_rank(), _processes()) if _processes() > 1 else (0, 1)
+        i = torch.arange(n)
+        return (i//group*world + rank)*group + i % group, n*world
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         "Standard normal numbers, of the shape, type and place of `like`, whose first axis is the batch."
-        first, total = self.span(len(like))
-        return torch.randn(total, *like.shape[1:], generator=self.generator())[first:first + len(like)].to(like)
+        mine, total = self.places(len(like))
+        return torch.randn(total, *like.shape[1:], generator=self.generator())[mine].to(like)
 
     def rows(self, x: torch.Tensor, count: int) -> torch.Tensor:  # `h n d` → `h count d`
         "Some vectors of the whole batch, the same on all processes; with repetition only where there are too few."
-        first, total = self.span(x.shape[1]); generator = self.generator()
+        mine, total = self.places(x.shape[1], self.group); generator = self.generator()
         rows = torch.randperm(total, generator=generator)[:count] if total >= count else torch.randint(total, (count,), generator=generator)
-        rows = (rows - first).to(x.device); mine = (rows >= 0) & (rows < x.shape[1])
-        out = x.new_zeros(len(x), count, x.shape[-1]); out[:, mine] = x[:, rows[mine]]
+        here = torch.full((total,), -1); here[mine] = torch.arange(len(mine))
+        rows = here[rows].to(x.device); out = x.new_zeros(len(x), count, x.shape[-1])
+        out[:, rows >= 0] = x[:, rows[rows >= 0]]
         return sum_processes_(out)
 
 # %% ../nbs/parts/quantisers.ipynb #8626728d
@@ -104,10 +105,10 @@ DEAD = .05  # of an even share: entries chosen less often start anew at a vector
 
 class SharedCodebook(Codebook):
     "Entries `heads codes dim` that are the same on all processes, and the same as on one."
-    def __init__(self, codes, dim, decay=.98, restart=True, learned=False, heads=1, kmeans=True):
+    def __init__(self, codes, dim, decay=.98, restart=True, learned=False, heads=1, kmeans=True, group=1):  # group: vectors of one pair
         super().__init__(dim, codes, num_codebooks=heads, kmeans_init=kmeans, decay=decay, threshold_ema_dead_code=int(restart),
                          learnable_codebook=learned, ema_update=not learned)
-        self.random = SharedRandom()
+        self.random = SharedRandom(group)
         self.sample_fn = self.replace_sample_fn = self.random.rows
         self.kmeans_all_reduce_fn = self.all_reduce_fn = sum_processes_
         self.embed.data.normal_(); self.embed_avg.copy_(self.embed.data)
@@ -161,7 +162,7 @@ class NearestEntry(Quantiser):
     learned = False
     def __init__(self, kind, codes, dim, positions, beta, decay, restart, steps, kmeans):
         super().__init__(kind, codes, dim, positions, beta)
-        self.codebook = SharedCodebook(codes, dim, decay, restart, self.learned, kmeans=kmeans)
+        self.codebook = SharedCodebook(codes, dim, decay, restart, self.learned, kmeans=kmeans, group=positions)
 
     def vectors(self, index): return self.codebook.embed[0][index]
 
@@ -303,7 +304,7 @@ class Residual(Quantiser):
     def __init__(self, kind, codes, dim, positions, beta, decay, restart, steps, kmeans):
         super().__init__(kind, codes, dim, positions, beta)
         self.sizes = residual_sizes(codes)
-        self.coarse, self.fine = (SharedCodebook(n, dim, decay, restart, kmeans=kmeans) for n in self.sizes)
+        self.coarse, self.fine = (SharedCodebook(n, dim, decay, restart, kmeans=kmeans, group=positions) for n in self.sizes)
 
     def describe(self) -> dict: return super().describe() | dict(levels=self.sizes)
 

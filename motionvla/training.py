@@ -232,9 +232,10 @@ def _row(acc, step, loss, numbers, **others):
     return dict(step=step, loss=values[0], **dict(zip(numbers, values[1:])), **others)
 
 # %% ../nbs/parts/training.ipynb #9c2fe8df
-def _accelerator():
-    from accelerate import Accelerator
-    return Accelerator(mixed_precision='no', cpu=processes()[1] > 1 and not torch.cuda.is_available())
+def _accelerator(unused=False):
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    return Accelerator(mixed_precision='no', cpu=processes()[1] > 1 and not torch.cuda.is_available(),
+                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
 
 
 def shard_blocks(module: nn.Module,  # changed in place
@@ -327,6 +328,7 @@ def fit(model: nn.Module,  # moved to the device, trained in place
         precision: str = '',  # auto = bf16 on CUDA, fp32 elsewhere | bf16 | fp32; '' = as the settings say, else auto
         log_every: int = 10, # steps between rows of metrics.jsonl
         name: str = '',    # shown by the progress bar; '' = the folder's name
+        unused: bool = False, # may trainable parameters have no part in a step? Several processes must know, for they wait for each other's gradients
        ) -> dict:          # the last row of metrics.jsonl
     """Trains, or goes on where an earlier call in `folder` was cut off and ends with the same numbers.
 
@@ -334,7 +336,7 @@ def fit(model: nn.Module,  # moved to the device, trained in place
     precision = precision or getattr(settings, 'precision', 'auto')
     if precision not in ('auto', 'bf16', 'fp32'): raise ValueError(f'precision must be auto, bf16 or fp32, not {precision!r}')
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); metrics = folder/'metrics.jsonl'
-    acc = _accelerator()
+    acc = _accelerator(unused)
     bf16 = precision == 'bf16' or (precision == 'auto' and acc.device.type == 'cuda')
     placed = _Placed(acc, model, loss, getattr(settings, 'shard', 'ddp'))
     optimizer, notes = _begin(acc, placed.model, settings, folder, seed, schedule)

@@ -77,18 +77,18 @@ def one(features, tmp_path_factory):
 
 
 @pytest.mark.parametrize('shard', ['ddp', 'fsdp2'])
-@pytest.mark.parametrize('decay', [.98, 0.])
-def test_two_processes_are_one(features, one, tmp_path, shard, decay):
+@pytest.mark.parametrize('quantiser', ['vq', 'vq_loss'])
+def test_two_processes_are_one(features, one, tmp_path, shard, quantiser):
     "Every logged loss of every step, whether the entries follow by running means or learn by a loss; the same model in the end, which one process opens."
-    alone, base = (one[1], one[0]) if decay else (train(features, tmp_path/'one', decay=decay), tmp_path/'one')
-    both = train(features, tmp_path/'two', 2, shard=shard, decay=decay)
+    alone, base = (one[1], one[0]) if quantiser == 'vq' else (train(features, tmp_path/'one', quantiser=quantiser), tmp_path/'one')
+    both = train(features, tmp_path/'two', 2, shard=shard, quantiser=quantiser)
     agree(alone, both, 1e-4)
     a, b = weights(base), weights(tmp_path/'two')
-    loose = 'norm.bias', 'qkv.bias', 'to_action.bias', 'to_background.bias', 'running_mean'  # batch norm or softmax takes them away: their gradient is rounding, which Adam blows up
+    loose = 'norm.bias', 'qkv.bias', 'to_action.bias', 'to_background.bias', 'norm.mean'  # batch norm or softmax takes them away: their gradient is rounding, which Adam blows up
     assert a.keys() == b.keys() and [k for k in a if not k.endswith(loose) and not np.allclose(a[k], b[k], rtol=1e-3, atol=1e-4)] == []
     assert not list((tmp_path/'two').rglob('*.aside*'))
     told = [json.loads((run/'report.json').read_text())['vqvae'] for run in (base, tmp_path/'two')]
-    assert all(np.isclose(told[0][k], told[1][k], rtol=1e-3) for k in told[0])
+    assert all(np.isclose(told[0][k], told[1][k], rtol=1e-3 if k.startswith('recon') else .03) for k in told[0])  # a pair half-way between two entries may change its code
 
 
 @pytest.mark.parametrize('settings', [dict(), dict(shard='fsdp2')], ids=['ddp', 'fsdp2'])
