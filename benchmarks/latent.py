@@ -1,6 +1,7 @@
 """What do latent actions hold? Ours, its ablations and its rivals on the same clips, features, steps and bits: python benchmarks/latent.py --data DIR --search; python benchmarks/latent.py --data DIR
 The world, the features and the rows stand in --data; goes on where it stopped, and several processes may share the work. Methods: nbs/parts/latents, nbs/parts/latent_baselines; scores: nbs/parts/latent_measure."""
 import argparse, contextlib, copy, fcntl, io, itertools, json, os, shutil, sys, time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,19 @@ from motionvla.latents import Method
 
 WORLD = dict(human_clips=600, human_test=.25, trajectories_per_task=30, robot_test=8, other_robots=['fetch'])
 #: our own model: name → what of the profile's section vqvae is changed
-OURS = dict(ours={}, paper=dict(motion_head=0.))
+OURS = dict(
+    ours={}, paper=dict(motion_head=0., flow_head=0., difference_input=False, predict='frame'),
+    # a part of ours left out
+    no_flow_head=dict(flow_head=0.), no_motion_head=dict(motion_head=0.), no_heads=dict(motion_head=0., flow_head=0.), no_difference_input=dict(difference_input=False),
+    no_robot_videos=dict(train_on_robot=False), no_crop=dict(crop=0),
+    # what the paper's release does otherwise
+    release_target_mask=dict(mask_frames='target'), release_hard_coverage=dict(coverage='hard@0.47'), release_no_restart=dict(restart_dead_codes=False, collapse_share=0.),
+    release_unaligned=dict(align_augmentation=False), release_background_sees=dict(background_sees_first_frame=True),
+    # what is not in ours
+    with_coverage_head=dict(coverage_head=1.), with_invariance=dict(invariance=.3), with_opponent=dict(leak=.3), with_gaps=dict(gaps_s=[.6, 1.6]),
+    with_change=dict(predict='change'), with_frame=dict(predict='frame'),
+    **{f'q_{q}': dict(quantiser=q) for q in ('vq_loss', 'rotation', 'sim', 'fsq', 'residual', 'nsvq', 'dither', 'anneal', 'noisy')},
+    **{f'codes_{n}': dict(codes=n) for n in (8, 32, 64, 128, 256)}, **{f'tokens_{n}': dict(tokens=n) for n in (2, 8)})
 SEARCH_SEED = 100  # of the searches, and of nothing that is scored
 
 
@@ -48,14 +61,15 @@ class Ours(Method):
 
     def fit(self, data, steps, lr, seed, folder):
         from motionvla.training import batch_rows, fit
-        from motionvla.vqvae import new_vqvae, pair_batch, vqvae_loss, with_gaps
+        from motionvla.vqvae import bin_vectors, new_vqvae, pair_batch, vqvae_loss, with_gaps
         c = self.config; c.steps, c.lr = steps, lr
-        told = with_gaps(data.pairs, c.gaps_s) if c.gaps_s else data.pairs
+        told = moving(with_gaps(data.pairs, c.gaps_s), data.steps) if c.gaps_s else data.pairs
         rows = np.r_[data.rows, np.arange(len(data.pairs), len(told))]   # further gaps: of training clips alone
         self.net = new_vqvae(SimpleNamespace(path=Path(folder), config=SimpleNamespace(vqvae=c, seed=seed)), data.features, told)
         fit(self.net, lambda model, batch: vqvae_loss(model, batch, c),
             lambda step: pair_batch(data.features, told, rows[batch_rows(step, len(rows), c.batch, seed)]), c, folder, seed, name=self.name)
         self.parameters = sum(p.numel() for p in self.net.eval().parameters() if p.requires_grad)
+        if c.quantiser == 'noisy': bin_vectors(self.net, data.features, data.pairs, data.rows)
         return self
 
     def encode(self, data, numbers):
@@ -65,7 +79,7 @@ class Ours(Method):
         with torch.no_grad():
             for part in np.array_split(numbers, 1 + len(numbers)//64):
                 b = pair_batch(data.features, data.pairs, part)
-                action = net.to_action(net.encoder(net.standard(b['source']), net.standard(b['target'])).chunk(2, 1)[0])
+                action = net.latents(net.standard(b['source']), net.standard(b['target']))[0]
                 z.append(action); codes.append(net.action(action)[1])
         z = torch.cat(z).numpy()
         return dict(codes=torch.cat(codes).numpy(), latents=z.reshape(len(z), -1), hidden=z)
@@ -93,6 +107,7 @@ class World:
 
     def seen(self, masks, uses):
         from motionvla.latents import latent_data, run_frames
+        from motionvla.mask_motion import ensure_motion, sample_coverage
         from motionvla.masks import load_pairs
         from motionvla.vqvae import training_rows
         run, px = self.runs['flow' if masks == 'none' else masks], self.config.image_px*('frames' in uses)
@@ -103,6 +118,7 @@ class World:
                 if run is not self.runs['flow']: link(run.path/'vqvae'/f'frames-{px}.npy', self.runs['flow'].path/'vqvae'/f'frames-{px}.npy')
             pairs = load_pairs(run)
             self._seen[key] = latent_data(run, pairs, training_rows(run, pairs), px, 'states' in uses)
+            self._seen[key].steps = steps  # ours may make further pairs
         return self._seen[key]
 
     def truth(self, pairs):
@@ -111,12 +127,11 @@ class World:
         return self._truth
 
 
-def with_motion(run, pairs):
-    "All that any loss of ours may ask for."
-    from dataclasses import replace
-    from motionvla.mask_motion import ensure_motion, pair_motion_2d, sample_coverage
-    motion, camera = pair_motion_2d(*ensure_motion(run), pairs.source, pairs.target)
-    return replace(pairs, cover=sample_coverage(run), motion=motion, camera=camera)
+def moving(pairs, steps):
+    "Pairs with the motion of body and camera, from that of each sample."
+    from motionvla.mask_motion import pair_motion_2d
+    motion, camera = pair_motion_2d(*steps, pairs.source, pairs.target)
+    return replace(pairs, motion=motion, camera=camera)
 
 
 def score(x, truth, pairs, size, hidden=None, full=True) -> dict:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SpatialAttention', 'TemporalAttention', 'mlp', 'SpatialBlock', 'SpatioTemporalBlock', 'learned', 'PairEncoder',
            'AnswerDecoder', 'HybridDisentangledVQVAE', 'masked_mean', 'crop_window', 'vqvae_loss', 'training_rows',
-           'add_motion', 'pair_batch', 'with_gaps', 'new_vqvae', 'use_of_codes', 'evaluate', 'make_vqvae',
-           'ensure_vqvae', 'load_vqvae', 'clip_codes']
+           'add_motion', 'pair_batch', 'with_gaps', 'new_vqvae', 'use_of_codes', 'evaluate', 'bin_vectors',
+           'make_vqvae', 'ensure_vqvae', 'load_vqvae', 'clip_codes']
 
 # %% ../nbs/01_vqvae.ipynb #421084d1
 from contextlib import redirect_stdout
@@ -260,7 +260,7 @@ def with_gaps(pairs: Pairs, gaps_s: list, slack_s: float = .15) -> Pairs:
         columns = {k: getattr(pairs, k)[rows] for k in ('clip', 'body', 'split', 'instruction')} | dict(pair=np.full(len(rows), -1), source=source, target=target)
         out.append(replace(pairs, **columns, t_source_s=time[source], t_target_s=time[target], coverage=np.maximum(pairs.cover[source], pairs.cover[target])))
     both = {f.name: np.concatenate([getattr(p, f.name) for p in out]) for f in fields(Pairs) if f.name not in ('geometry', 'samples', 'cover', 'motion', 'camera')}
-    return replace(pairs, **both)
+    return replace(pairs, **both, motion=None, camera=None)  # of pairs: to be made anew
 
 # %% ../nbs/01_vqvae.ipynb #a526f322
 def new_vqvae(run: Run, features, pairs: Pairs) -> HybridDisentangledVQVAE:
@@ -308,6 +308,14 @@ def evaluate(model, features, pairs: Pairs, rows, batch: int = 128) -> dict:
     return recon | dict(perplexity_action=pa, perplexity_background=pb, dead_action=dead)
 
 # %% ../nbs/01_vqvae.ipynb #a02aa2dd
+@torch.no_grad()
+def bin_vectors(model, features, pairs: Pairs, rows, most: int = 6000):
+    "Finds the entries of a quantiser that was continuous while it was trained, from some training pairs."
+    batches = (pair_batch(features, pairs, part) for part in np.array_split(rows[::-(-len(rows)//most)], 1 + most//64))
+    found = [model.latents(model.standard(b['source']), model.standard(b['target'])) for b in batches if len(b['source'])]
+    for quantiser, z in zip((model.action, model.background), zip(*found)): quantiser.fit_bins(torch.cat(z))
+
+
 def make_vqvae(run: Run):
     "Trains the VQ-VAE on the run's pairs, or goes on training it; writes RUN/vqvae/{features.npy, metrics.jsonl, model/} and the report."
     import shutil
@@ -318,6 +326,7 @@ def make_vqvae(run: Run):
         lambda step: pair_batch(features, told, rows[batch_rows(step, len(rows), c.batch, run.config.seed)]), c, folder, run.config.seed)
     if processes()[0]: return  # the main process does the rest
     model.cpu().eval()
+    if c.quantiser == 'noisy': bin_vectors(model, features, told, rows)
     with atomic_path(folder/'model') as aside:
         model.save_pretrained(aside); shutil.rmtree(folder/'model', ignore_errors=True)
     summary = evaluate(model, features, pairs, np.flatnonzero(pairs.split == 'test'))
