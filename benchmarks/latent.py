@@ -116,7 +116,7 @@ class World:
             if px:
                 run_frames(self.runs['flow'], px)
                 if run is not self.runs['flow']: link(run.path/'vqvae'/f'frames-{px}.npy', self.runs['flow'].path/'vqvae'/f'frames-{px}.npy')
-            pairs = load_pairs(run)
+            steps = ensure_motion(run); pairs = moving(replace(load_pairs(run), cover=sample_coverage(run)), steps)
             self._seen[key] = latent_data(run, pairs, training_rows(run, pairs), px, 'states' in uses)
             self._seen[key].steps = steps  # ours may make further pairs
         return self._seen[key]
