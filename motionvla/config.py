@@ -88,7 +88,7 @@ class VQVAEConfig:
     beta: float = 0.25            # commitment weight
     difference_input: bool = True # show the encoder the difference of the patches too (paper: no)
     predict: str = 'gate'         # what the decoder says: frame (the paper) | change | gate, the first frame times a gate plus a change
-    motion_head: float = 1.0      # weight of the predicted change of mask geometry; this and the next four at 0 = the paper's losses alone
+    motion_head: float = 0.3      # weight of the predicted change of mask geometry; this and the next four at 0 = the paper's losses alone
     flow_head: float = 1.0        # weight of the predicted motion of the body against the room
     coverage_head: float = 0.0    # weight of the predicted second coverage
     invariance: float = 0.0       # weight of equal codes before another background
