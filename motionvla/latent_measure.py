@@ -133,7 +133,8 @@ def measure(x: np.ndarray,         # codes (int `p k`) or continuous latents (fl
     if len(set(lengths.values())) > 1: raise ValueError('these do not belong together: ' + ', '.join(f'{k} has {n} rows' for k, n in lengths.items()))
     rows, codes = _Rows(clips, body, split), np.asarray(x).dtype.kind in 'iu'
     seen = Seen(inputs(x, rows.train, size))
-    out = dict(pairs=len(seen.x), pairs_test=int((rows.human & rows.test).sum()), clips_test=len(np.unique(rows.clips[rows.human & rows.test])), robots=rows.robots, numbers=seen.x.shape[1])
+    out = dict(pairs=len(seen.x), pairs_test=int((rows.human & rows.test).sum()), clips_test=len(np.unique(rows.clips[rows.human & rows.test])),
+               robots=rows.robots, numbers=seen.x.shape[1])
     who = which_scores(seen, np.unique(body, return_inverse=True)[1], rows.clips, rows.train, rows.test, penalty, seed=seed)
     out |= dict(body_acc=who and who['balanced'], body_chance=who and 1/who['labels'])
     sums = {}

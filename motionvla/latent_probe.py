@@ -56,7 +56,8 @@ def clip_truth(path: Path,        # truth/NAME.npz
         out = dict(zip(('motion', 'camera'), pair_motion(place, t['camera_pose'][at])))
         if opening is not None: out['opening'] = (opening[:, 1] - opening[:, 0])[:, None]
         if 'contact' in t: out['contact'] = t['contact'][at[:, 1]].astype(float)[:, None]
-    except (OSError, KeyError, IndexError, ValueError, zipfile.BadZipFile) as e: raise DataError(f'{path} cannot be read as the truth of a clip ({type(e).__name__}): make the clip anew') from None
+    except (OSError, KeyError, IndexError, ValueError, zipfile.BadZipFile) as e:
+        raise DataError(f'{path} cannot be read as the truth of a clip ({type(e).__name__}): make the clip anew') from None
     out['lighting'], table = np.tile(lighting(looks), (len(n), 1)), looks.get('table', {})
     if 'palette' in table: out['table_colour'] = np.tile(np.mean(table['palette'], 0), (len(n), 1))
     return out, table.get('kind', '')
