@@ -62,6 +62,8 @@ if __name__ == '__main__':
     kinds = {k: lambda k=k: make_quantiser(k, CODES, DIM, TOKENS, steps=STEPS//2) for k in QUANTISERS}
     kinds |= {f'{k}, random start': lambda k=k: make_quantiser(k, CODES, DIM, TOKENS, kmeans=False) for k in ('vq', 'vq_loss')}
     kinds['vq_loss, no restart'] = lambda: make_quantiser('vq_loss', CODES, DIM, TOKENS, restart=False, kmeans=False)
+    from motionvla import vqvae
+    if hasattr(vqvae, 'Codebook'): kinds['hand-written'] = lambda: vqvae.Codebook(CODES, DIM, TOKENS)  # what stage 01 had before these
     table = []
     for kind, quantiser in kinds.items():
         found = np.array([one(quantiser, x, train, motion, seed) for seed in range(asked.seeds)])

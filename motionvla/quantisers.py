@@ -260,7 +260,7 @@ class Noisy(NearestEntry):
             entries.copy_(torch.from_numpy(KMeans(self.codes, n_init=4, random_state=seed).fit(x).cluster_centers_))
         self.codebook.embed_avg.copy_(self.codebook.embed*self.codebook.cluster_size[..., None]); self.codebook.initted.fill_(True)
 
-# %% ../nbs/parts/quantisers.ipynb #0211a4f8
+# %% ../nbs/parts/quantisers.ipynb #150c5714
 def fsq_levels(codes: int) -> tuple:
     "Levels of 2 to 8 whose product is `codes`, as few and even as can be: 16 → (4, 4); raises `ValueError` where there are none."
     def ways(n, most):
@@ -279,7 +279,8 @@ class Scalars(Quantiser):
     def __init__(self, kind, codes, dim, positions, beta, *_):
         super().__init__(kind, codes, dim, positions, beta)
         self.levels = fsq_levels(codes)
-        self.to_levels, self.from_levels = nn.Linear(dim, len(self.levels)), nn.Linear(len(self.levels), dim)
+        self.to_levels = nn.Linear(dim, len(self.levels), bias=False)  # the norm that follows takes any bias away
+        self.from_levels = nn.Linear(len(self.levels), dim)
         self.spread, self.fsq = SharedNorm(positions*len(self.levels)), FSQ(list(self.levels), preserve_symmetry=True)
 
     def describe(self) -> dict: return super().describe() | dict(levels=self.levels)
