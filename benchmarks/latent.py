@@ -135,17 +135,16 @@ def moving(pairs, steps):
 
 
 def score(x, truth, pairs, size, hidden=None, full=True) -> dict:
-    "One row of what latent actions hold; `pairs` may have a third split, which plays no part. Quick: motion and camera alone."
-    from motionvla.latent_measure import code_use, measure, perplexity
+    "One row of what latent actions hold; `pairs` may have a third split, which plays no part. Not full: motion and camera alone."
+    from motionvla.latent_measure import measure
     from motionvla.latent_probe import inputs, probe_scores
     use = np.isin(pairs.split, ('train', 'test'))
     x, clips, body, split = x[use], pairs.clip[use], pairs.body[use], pairs.split[use]
     truth = {k: v[use] if isinstance(v, np.ndarray) else v for k, v in truth.items()}
     if full: return measure(x, truth, clips, body, split, size=size, hidden=None if hidden is None else hidden[use])
     human = np.char.startswith(clips.astype(str), 'human/'); fit = human & (split == 'train')
-    told = probe_scores(inputs(x, fit, size), truth, clips, fit, human & (split == 'test'))
-    out = {f'{k}_{n}': v[m] if m == 'r2' else [float(e) for e in v[m]] for k, v in told.items() for n, m in (('r2', 'r2'), ('each', 'each'))}
-    return out | dict(motion_minus_leak=out['motion_r2'] - out['camera_r2'], perplexity=float(perplexity(code_use(x, size)).mean()) if x.dtype.kind in 'iu' else None)
+    told = probe_scores(inputs(x, fit, size), truth, clips, fit, human & (split == 'test'), None)
+    return {f'{k}_r2': v['r2'] for k, v in told.items()}
 
 
 def held_out(seen):
@@ -270,14 +269,38 @@ def work(asked, world):
             if asked.search: append(file, search_cell(world, name, masks, asked.steps)); continue
             rows = score_cell(world, name, masks, seed, asked.steps); append(file, rows)
         for r in rows:
-            print(f'{name:26}{r["variant"]:11}{masks:6}seed {seed}: motion {r["motion_r2"]:.3f}, camera {r["camera_r2"]:.3f}, perplexity {r.get("perplexity") or 0:.1f}, {r["cpu_s"]:.0f} s', flush=True)
+            print(f'{name:26}{r["variant"]:11}{masks:6}seed {seed}: motion {r["motion_r2"]:.3f}, camera {r["camera_r2"]:.3f}, perplexity {r.get("perplexity") or float("nan"):.1f}, {r["cpu_s"]:.0f} s', flush=True)
         save(file, asked.steps)
+    if not asked.search: rank(file, asked.steps)
+
+
+def rows_of(file, steps) -> list:
+    from motionvla.runs import read_jsonl
+    place = {n: i for i, n in enumerate(names())}
+    return sorted((r for r in read_jsonl(file) if r['steps'] == steps), key=lambda r: (place.get(r['method'], 99), r['variant'], r['masks'], r['seed']))
 
 
 def save(file, steps):
-    from motionvla.runs import read_jsonl
-    rows = sorted((r for r in read_jsonl(file) if r['steps'] == steps), key=lambda r: (names().index(r['method']) if r['method'] in names() else 99, r['variant'], r['masks'], r['seed']))
-    with contextlib.redirect_stdout(io.StringIO()): machine.save('latent', rows)
+    "The rows without their sums by clip, which stay in rows.jsonl: ten times as much."
+    with contextlib.redirect_stdout(io.StringIO()): machine.save('latent', [{k: v for k, v in r.items() if k != 'per_clip'} for r in rows_of(file, steps)])
+
+
+def rank(file, steps):
+    "For each kind of masks: methods in order of motion less leak, with intervals and paired tests against ours."
+    from motionvla.latent_measure import ranking
+    rows, out = rows_of(file, steps), []
+    for masks in sorted({r['masks'] for r in rows} - {'none'}):
+        for variant in ('codes', 'continuous'):
+            mine = {}
+            for r in rows:
+                if r['masks'] in (masks, 'none') and r['variant'] in (variant, 'codes' if r['method'] == 'random' else variant): mine.setdefault(r['method'], []).append(r)
+            if 'ours' not in mine: continue
+            seeds = set.intersection(*(set(r['seed'] for r in v) for v in mine.values()))   # those that all have
+            mine = {n: [r for r in v if r['seed'] in seeds] for n, v in mine.items()}
+            if seeds: out += [dict(masks=masks, variant=variant, **r) for r in ranking(mine, 'ours')]
+    if not out: return
+    with contextlib.redirect_stdout(io.StringIO()): machine.save('latent_ranking', out)
+    for r in out: print(f'{r["masks"]:6}{r["variant"]:11}{r["name"]:26}' + ', '.join(f'{k} {r[k]["mean"]:.3f}' for k in ('motion', 'camera', 'score')) + (f', p {r["p"]:.3f}' if 'p' in r else ''), flush=True)
 
 
 if __name__ == '__main__':
