@@ -285,9 +285,16 @@ def save(file, steps):
     with contextlib.redirect_stdout(io.StringIO()): machine.save('latent', [{k: v for k, v in r.items() if k != 'per_clip'} for r in rows_of(file, steps)])
 
 
+def against(mine, name) -> dict | None:
+    "A method's row of the ranking, and ours beside it on the seeds that both have; None where there are none."
+    from motionvla.latent_measure import ranking
+    seeds = {r['seed'] for r in mine['ours']} & {r['seed'] for r in mine[name]}
+    both = {n: [r for r in mine[n] if r['seed'] in seeds] for n in {name: 0, 'ours': 0}}
+    return next(r for r in ranking(both, 'ours') if r['name'] == name) if seeds else None
+
+
 def rank(file, steps):
     "For each kind of masks: methods in order of motion less leak, with intervals and paired tests against ours."
-    from motionvla.latent_measure import ranking
     rows, out = rows_of(file, steps), []
     for masks in sorted({r['masks'] for r in rows} - {'none'}):
         for variant in ('codes', 'continuous'):
@@ -295,9 +302,8 @@ def rank(file, steps):
             for r in rows:
                 if r['masks'] in (masks, 'none') and r['variant'] in (variant, 'codes' if r['method'] == 'random' else variant): mine.setdefault(r['method'], []).append(r)
             if 'ours' not in mine: continue
-            seeds = set.intersection(*(set(r['seed'] for r in v) for v in mine.values()))   # those that all have
-            mine = {n: [r for r in v if r['seed'] in seeds] for n, v in mine.items()}
-            if seeds: out += [dict(masks=masks, variant=variant, **r) for r in ranking(mine, 'ours')]
+            found = [against(mine, name) for name in mine]
+            out += [dict(masks=masks, variant=variant, **r) for r in sorted(filter(None, found), key=lambda r: -r['score']['mean'])]
     if not out: return
     with contextlib.redirect_stdout(io.StringIO()): machine.save('latent_ranking', out)
     for r in out: print(f'{r["masks"]:6}{r["variant"]:11}{r["name"]:26}' + ', '.join(f'{k} {r[k]["mean"]:.3f}' for k in ('motion', 'camera', 'score')) + (f', p {r["p"]:.3f}' if 'p' in r else ''), flush=True)

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['read_results', 'by_method', 'results_table']
 
-# %% ../nbs/parts/latent_results.ipynb #fa9ed640
+# %% ../nbs/parts/latent_results.ipynb #31dc69ab
 import json
 from pathlib import Path
 
 import numpy as np
 
-from .latent_measure import ranking
-
-# %% ../nbs/parts/latent_results.ipynb #9c42d899
+# %% ../nbs/parts/latent_results.ipynb #209e8400
 def read_results(path: str | Path,  # benchmarks/results/latent.json
                 ) -> dict:          # machine, rows
     "The rows of the benchmark; raises `FileNotFoundError` with the command that makes them."
@@ -32,19 +30,19 @@ def by_method(rows: list,          # of the benchmark
         if r['variant'] == variant and r['masks'] in (masks, 'none'): out.setdefault(r['method'], []).append(r)
     return {k: sorted(v, key=lambda r: r['seed']) for k, v in out.items()}
 
-# %% ../nbs/parts/latent_results.ipynb #a03357d7
-def results_table(found: dict,    # from `by_method`
-                  ours: str = '', # each row is tested against it
-                 ) -> str:        # Markdown
-    "Motion, leak and their difference with 95 % intervals over clips and seeds; p of the paired test against ours; further columns as means over seeds."
-    def value(rows, key):
-        some = [r[key] for r in rows if r.get(key) is not None]
+# %% ../nbs/parts/latent_results.ipynb #4764448b
+def results_table(ranked: list, # rows of benchmarks/results/latent_ranking.json, of one kind of masks
+                  found: dict,  # from `by_method`: for the further columns, means over seeds
+                  ours: str = 'ours',
+                 ) -> str:      # Markdown
+    "Motion, leak and their difference with 95 % intervals over clips and seeds; p of the paired test against ours."
+    def value(name, key):
+        some = [r[key] for r in found.get(name, []) if r.get(key) is not None]
         return f'{np.mean(some):.2f}' if some else '–'
     lines = ['| | motion R² | camera R² | motion − leak | p | hand → robot R² | body | contact F1 | perplexity | bits | seeds |', '|---|---|---|---|---|---|---|---|---|---|---|']
-    for r in ranking(found, ours if ours in found else ''):
-        rows = found[r['name']]; span = lambda k: f'{r[k]["mean"]:.2f} [{r[k]["low"]:.2f}, {r[k]["high"]:.2f}]'
-        name = f'**{r["name"]}**' if r['name'] == ours else r['name']
+    for r in ranked:
+        span = lambda k: f'{r[k]["mean"]:.2f} [{r[k]["low"]:.2f}, {r[k]["high"]:.2f}]'
         p = '' if r.get('p') is None else f'{r["p"]:.3f}' if r['p'] >= .001 else '< 0.001'
-        lines.append(f'| {name} | {span("motion")} | {span("camera")} | {span("score")} | {p} | ' +
-                     ' | '.join(value(rows, k) for k in ('hand_to_robot_r2', 'body_acc', 'contact_f1', 'perplexity', 'bits')) + f' | {len(rows)} |')
+        lines.append(f'| {f"**{ours}**" if r["name"] == ours else r["name"]} | {span("motion")} | {span("camera")} | {span("score")} | {p} | ' +
+                     ' | '.join(value(r['name'], k) for k in ('hand_to_robot_r2', 'body_acc', 'contact_f1', 'perplexity', 'bits')) + f' | {r["seeds"]} |')
     return '\n'.join(lines)
