@@ -225,7 +225,8 @@ def mlp_probe(x,                 # `n f`, or `Seen`
               fit: np.ndarray,   # `n` bool, rows to fit on
               clips: np.ndarray, # `n` names
               penalty: float | None = None, # of the linear part, in pairs; None = chosen
-              width: int = 64, epochs: int = 60, patience: int = 6, seed: int = 0,
+              width: int = 64, steps: int = 1500, patience: int = 300, # of the optimiser: at most, and without getting better
+              seed: int = 0,
              ) -> np.ndarray:    # `n c`, its answers for all rows
     "The linear probe and what a network with one hidden layer adds; the epoch that is kept, perhaps none, does best on a fifth of the fitting clips."
     from sklearn.neural_network import MLPRegressor
@@ -236,14 +237,14 @@ def mlp_probe(x,                 # `n f`, or `Seen`
     left_over = ((y - ridge(seen, y, inner, [penalty*inner.sum()/fit.sum()])[0])/std).astype(np.float32)
     z = left_over if y.shape[1] > 1 else left_over[:, 0]
     net = MLPRegressor(hidden_layer_sizes=(width,), alpha=1e-3, batch_size=min(256, int(inner.sum())), learning_rate_init=3e-3, random_state=np.random.RandomState(seed))
-    least, wait, added = float((z[held]**2).mean()), patience, np.zeros(y.shape)
+    each = -(-int(inner.sum())//net.batch_size)   # steps an epoch
+    least, best, added = float((z[held]**2).mean()), 0, np.zeros(y.shape)
     with threadpool_limits(1):  # tiny products: threads would only wait for each other
-        for _ in range(epochs):
+        for step in range(each, steps + each, each):
             net.partial_fit(x[inner], z[inner])
             error = float(((net.predict(x[held]) - z[held])**2).mean())
-            wait = patience if error < least else wait - 1
-            if error < least: least, added = error, net.predict(x).reshape(y.shape)
-            if not wait: break
+            if error < least: least, best, added = error, step, net.predict(x).reshape(y.shape)
+            if step - best >= patience: break
     return ridge(seen, y, fit, [penalty])[0] + added*std
 
 # %% ../nbs/parts/latent_probe.ipynb #9ad2034d
