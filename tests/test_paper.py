@@ -9,11 +9,11 @@ W, N, D, K, C, B = 768, 256, 768, 4, 128, 12   # width, patches, channels, queri
 norm, linear = lambda w: 2*w, lambda a, b: a*b + b
 attention, mlp = norm(W) + linear(W, 3*W) + linear(W, W), norm(W) + linear(W, 4*W) + linear(4*W, W)
 #: parameters by hand: name of a part → how many
-PARTS = {'encoder.patch': linear(D, W), 'encoder.difference': D*W, 'encoder.place': N*W, 'encoder.frame': 2*W, 'encoder.queries': 2*K*W,
+PARTS = {'encoder.patch': linear(D, W), 'encoder.place': N*W, 'encoder.frame': 2*W, 'encoder.queries': 2*K*W,
          'encoder.blocks': B*(2*attention + mlp), 'encoder.norm': norm(W), 'to_action': linear(W, C), 'to_background': linear(W, C),
          'action': 16*C, 'background': 16*C,
          'decoder.action': linear(C, W), 'decoder.background': linear(C, W), 'decoder.patch': linear(D, W), 'decoder.blank': W, 'decoder.place': N*W,
-         'decoder.slot': 2*K*W, 'decoder.untold': 2*K*W, 'decoder.blocks': B*(attention + mlp), 'decoder.norm': norm(W), 'decoder.change': linear(W, D), 'decoder.gate': linear(W, 1)}
+         'decoder.slot': 2*K*W, 'decoder.untold': 2*K*W, 'decoder.blocks': B*(attention + mlp), 'decoder.norm': norm(W), 'decoder.change': linear(W, D)}
 #: DINOv2 ViT-B/14: patches, class and mask token, registers, positions of 37² patches and the class token, blocks with layer scale, norm
 DINOV2 = linear(3*14*14, 768) + 768 + 768 + 4*768 + (37**2 + 1)*768 + 12*(2*norm(768) + 4*linear(768, 768) + linear(768, 3072) + linear(3072, 768) + 2*768) + norm(768)
 
@@ -31,7 +31,7 @@ def encoder(config):
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
     from motionvla.encoders import DINOv2, frozen
     torch.manual_seed(0)
-    return frozen(DINOv2(config.vqvae.encoder, config.vqvae.image_px, Dinov2WithRegistersModel(Dinov2WithRegistersConfig())))
+    return frozen(DINOv2(config.vqvae.encoder, config.vqvae.image_px, Dinov2WithRegistersModel(Dinov2WithRegistersConfig(patch_size=14, image_size=518))))
 
 
 @pytest.fixture(scope='module')
@@ -62,8 +62,9 @@ def test_numbers(config):
     c, m = config.vqvae, config.masks
     assert (c.lr, c.weight_decay, c.clip, c.batch, c.beta) == (1e-4, 1e-2, .1, 128, .25) and 15_000 <= c.steps <= 20_000
     assert (c.encoder, c.image_px, c.width, c.heads, c.encoder_blocks, c.decoder_blocks) == ('facebook/dinov2-with-registers-base', 224, 768, 12, 12, 12)
-    assert (c.tokens, c.codes, c.code_dim) == (4, 16, 128) and c.decode_share == 1 and c.crop == 0 and not c.background_first
-    assert c.motion_head == 0 and c.decay == 0, "the paper's losses alone: masked, global, codebook and commitment"
+    assert (c.tokens, c.codes, c.code_dim) == (4, 16, 128) and c.decode_share == 1 and c.crop == 0 and not c.background_sees_first_frame
+    assert not any((c.motion_head, c.flow_head, c.coverage_head, c.invariance, c.leak)) and c.quantiser == 'vq_loss', "the paper's losses alone: masked, global, codebook and commitment"
+    assert c.predict == 'frame' and not c.difference_input and not c.gaps_s
     assert (m.gap_s, m.grid, m.provider, m.robot_provider) == (1., 16, 'sam2', 'roboengine')
 
 
@@ -80,9 +81,8 @@ def test_parameters(model):
     for name, p in model.named_parameters():
         if p.requires_grad: counted[next(part for part in sorted(PARTS, key=len, reverse=True) if name == part or name.startswith(f'{part}.'))] += p.numel()
     assert counted == PARTS
-    assert sum(PARTS.values()) == 201_654_273 and PARTS['encoder.blocks'] == 113_421_312 and PARTS['decoder.blocks'] == 85_054_464
-    assert sum(PARTS.values()) - PARTS['encoder.difference'] == 201_064_449, "201 M in the paper; the frames' difference as an input is ours"
-    assert {n.split('.')[0] for n, p in model.named_parameters() if not p.requires_grad} == {'motion'}
+    assert sum(PARTS.values()) == 201_063_680 and PARTS['encoder.blocks'] == 113_421_312 and PARTS['decoder.blocks'] == 85_054_464, '201 M in the paper'
+    assert {n.split('.')[0] for n, p in model.named_parameters() if not p.requires_grad} == {'heads'}
 
 
 def test_a_step(model, config, features, pairs):
@@ -92,10 +92,9 @@ def test_a_step(model, config, features, pairs):
     from motionvla.vqvae import pair_batch, vqvae_loss
     c = config.vqvae; torch.manual_seed(0); model.train()
     for book in (model.action, model.background): book.norm.eval()  # the mean of one pair is that pair: nothing would be left of it
-    loss, parts = vqvae_loss(model, pair_batch(features, pairs, np.array([0])), c.motion_head, c.decode_share, c.crop)
-    assert set(parts) >= {'full', 'foreground', 'background', 'codes_action', 'codes_background'} and all(math.isfinite(v) for v in parts.values())
-    paper = sum(float(parts[k]) for k in ('full', 'foreground', 'background', 'codes_action', 'codes_background'))
-    assert math.isclose(float(loss.detach()), paper, rel_tol=1e-5), 'weight 1 each'
+    loss, parts = vqvae_loss(model, pair_batch(features, pairs, np.array([0])), c)
+    assert set(parts) == {'full', 'foreground', 'background', 'codes_action', 'codes_background'} and all(math.isfinite(v) for v in parts.values())
+    assert math.isclose(float(loss.detach()), sum(map(float, parts.values())), rel_tol=1e-5), 'weight 1 each'
     loss.backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
@@ -132,13 +131,14 @@ from motionvla.vqvae import HybridDisentangledVQVAE
 torch.distributed.init_process_group('gloo')
 c = load_config('paper').vqvae
 with torch.device('meta'):
-    model = HybridDisentangledVQVAE(768, 16, c.width, c.heads, c.encoder_blocks, c.decoder_blocks, c.tokens, c.codes, c.code_dim, c.beta, c.decay, c.background_first)
+    model = HybridDisentangledVQVAE(768, 16, c.width, c.heads, c.encoder_blocks, c.decoder_blocks, c.tokens, c.codes, c.code_dim, c.beta, c.decay,
+                                    c.background_sees_first_frame, c.difference_input, c.predict, c.quantiser)
 whole = shard_blocks(_Step(model, None), init_device_mesh('cpu', (2,)))
 blocks = [*model.encoder.blocks, *model.decoder.blocks]
 assert all(type(b).__name__.startswith('FSDP') for b in blocks) and len(blocks) == 24
-assert sorted(n for n, p in model.named_parameters() if not isinstance(p, DTensor)) == ['action.entries', 'background.entries'] and len(whole) == 2
+assert sorted(n for n, p in model.named_parameters() if not isinstance(p, DTensor)) == ['action.codebook.embed', 'background.codebook.embed'] and len(whole) == 2
 here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
-if torch.distributed.get_rank() == 0: print('held here', here, 'of', sum(p.numel() for p in model.parameters()), {str(p.device) for p in model.parameters()})
+if torch.distributed.get_rank() == 0: print('held here', here, 'of', sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.heads.parameters()), {str(p.device) for p in model.parameters()})
 '''
 
 
@@ -148,5 +148,5 @@ def test_fsdp2_wraps_it_block_by_block(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', tmp_path/'meta.py'], env=environment(), cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200)
     assert done.returncode == 0, done.stdout[-3000:]
-    held, _, total = next(line for line in done.stdout.splitlines() if line.startswith('held here')).split()[2:5]
-    assert int(total) == sum(PARTS.values()) + 33_477 and abs(int(held)/int(total) - .5) < .001 and "{'meta'}" in done.stdout
+    held, _, total, heads = next(line for line in done.stdout.splitlines() if line.startswith('held here')).split()[2:6]
+    assert int(total) == sum(PARTS.values()) + int(heads) and abs(int(held)/int(total) - .5) < .001 and "{'meta'}" in done.stdout
