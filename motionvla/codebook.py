@@ -90,8 +90,9 @@ def measure_run(run: Run, features,   # rows n d
     out = dict(action=measure(labels['action'][rows], hidden=vectors(model, features, some['source'], some['target']), **how),
                background=measure(labels['background'][rows], network=False, **how))
     if truth is None: return out
-    every = load_pairs(run); data = latent_data(run, every, training_rows(run, every))
-    plain = FeatureDifference(c.vqvae.tokens, c.vqvae.codes).fit(data, seed=c.seed)
+    every = load_pairs(run); learn = training_rows(run, every)
+    data = latent_data(run, every, learn[clip_part(every.clip[learn]) == 'human'])   # fitted to people alone it tells more of them
+    plain = FeatureDifference(c.vqvae.tokens, c.vqvae.codes).choose(standardised=False).fit(data, seed=c.seed)
     return out | dict(feature_diff=measure(plain.encode(data, rows)['codes'], network=False, **how))
 
 # %% ../nbs/02_codebook.ipynb #d3076ca2
