@@ -61,7 +61,7 @@ def row_run(base, data: Path, kind: str, strength: float, seed: int, steps: int)
     from motionvla.mask_measure import coverage, geometry, iou
     from motionvla.runs import open_run, read_json
     world = {k: getattr(base.config.world, k) for k in ('human_clips', 'human_test', 'trajectories_per_task', 'robot_test')}
-    run = open_run(data/'running'/f'{kind}-{strength}-{seed}', 'demo', seed, dict(world=world, vqvae=dict(steps=steps)))
+    run = open_run(data/'running'/f'{kind}-{strength}-{seed}', 'demo', seed, dict(world=world, vqvae=dict(steps=steps, flow_head=0.)))  # without the head that needs pictures
     (run.path/'vqvae').mkdir(exist_ok=True)
     for part in ('world', 'vqvae/features.npy'):
         if not (run.path/part).exists(): (run.path/part).symlink_to(base.path/part)
@@ -79,14 +79,16 @@ def train(run, features):
     from motionvla.vqvae import new_vqvae, pair_batch, training_rows, vqvae_loss
     c, pairs = run.config.vqvae, load_pairs(run)
     rows, model = training_rows(run, pairs), new_vqvae(run, features, pairs)
-    fit(model, lambda model, batch: vqvae_loss(model, batch, c.motion_head, c.decode_share, c.crop),
+    fit(model, lambda model, batch: vqvae_loss(model, batch, c),
         lambda step: pair_batch(features, pairs, rows[batch_rows(step, len(rows), c.batch, run.config.seed)]), c, run.path/'vqvae', run.config.seed)
     return model.eval(), pairs, len(rows)
 
 
 def score(run, model, features, pairs) -> dict:
     "Probes on human clips, fitted on those that were trained on, scored on the others: of both codes, and of the masks' geometry before any training."
-    from motionvla.codebook import code_use, label_pairs, load_truth, one_hot, perplexity, probe_scores
+    from motionvla.codebook import label_pairs
+    from motionvla.latent_measure import code_use, perplexity
+    from motionvla.latent_probe import load_truth, one_hot, probe_scores
     human = np.flatnonzero(pairs.body != 'franka')
     columns = {k: getattr(pairs, k)[human] for k in ('clip', 'split', 'source', 'target', 't_source_s', 't_target_s')}
     action, background = label_pairs(model, features, columns['source'], columns['target'], 64, progress=False)

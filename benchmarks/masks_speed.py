@@ -57,7 +57,7 @@ def speed(path: Path, config, goes: int) -> dict:
         if result['reason']: raise SystemExit(result['reason'])
         if best is None or total < best[0]: best = total, clock.seconds, result
     total, seconds, result = best
-    video = open_video(path); times = video.stamps[bulk._sampled(bulk.open_clip(row), config, np.inf)]; px = min(config.flow_px, video.info.height, video.info.width); floor = np.inf
+    video = open_video(path); times = video.stamps[bulk.sampled(video.stamps, config.sample_hz)]; px = min(config.flow_px, video.info.height, video.info.width); floor = np.inf
     for _ in range(goes):
         _opened.cache_clear(); start = time.process_time(); video = open_video(path)
         for k in range(0, len(times), bulk.WINDOW): video.frames(times[k:k + bulk.WINDOW], px)

@@ -6,8 +6,8 @@
 __all__ = ['NOTEBOOKS', 'QUIET', 'CHECKS', 'app', 'UsageError', 'find_stage', 'notebooks_dir', 'collect_overrides', 'finished',
            'forget', 'plan', 'StageFailed', 'kernels_log', 'run_notebook', 'progress_of', 'watch', 'result_rows',
            'wide_console', 'show_report', 'check_gl', 'check_gpu', 'check_decoders', 'check_disk', 'check_packages',
-           'check_python', 'prepare', 'run_command', 'world_command', 'masks_command', 'report_command',
-           'doctor_command']
+           'check_python', 'prepare', 'run_command', 'world_command', 'masks_command', 'label_command', 'train_command',
+           'report_command', 'doctor_command']
 
 # %% ../nbs/parts/cli.ipynb #cfa22871
 import contextlib
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .config import ConfigError, load_config, parse_overrides
-from .runs import STAGES, Run, read_json, read_jsonl, write_json
+from .runs import STAGES, Run, read_json, read_jsonl, reopen_run, write_json
 from .gl import GL_PACKAGES
 
 # %% ../nbs/parts/cli.ipynb #2fd87fdb
@@ -426,6 +426,64 @@ def masks_command(
     except RuntimeError as e: _stop(e, 1)
     except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
     print(f'{told["clips"]} clips, {told["frames"]} frames, {told["set_aside"]} set aside, {told["frames_per_s"]:.1f} frames/s, {told["times_real"]:.1f}× real time: {out}')
+
+# %% ../nbs/parts/cli.ipynb #8b8cba47
+@app.command('label')
+def label_command(
+    videos: Path = typer.Argument(..., help='a folder of videos, or any data set that motionvla reads'),
+    model: Path = typer.Option(..., help='a run whose VQ-VAE is trained, or the folder of a saved model'),
+    out: Path = typer.Option(..., help='the folder of the labels; what is there already is kept'),
+    workers: int = typer.Option(0, help='processes; 0 = one a core'),
+    merged: Path = typer.Option(None, help='a folder for the finished store, sorted: the same labels give the same bytes'),
+    retry: bool = typer.Option(False, help='try again what was set aside'),
+    ray: str = typer.Option('', metavar='ADDRESS', help='a Ray cluster that does the work; local starts one on this machine'),
+    reader: str = typer.Option('', help='the reader of the videos, as for run; found out if not given'),
+    split: str = typer.Option('', help='the split of that data set, e.g. train'),
+    profile: str = typer.Option('', help='how a saved model that lies alone was trained; a run knows it'),
+    sets: list[str] = typer.Option([], '--set', metavar='KEY=VALUE', help='change a number, e.g. masks.pair_every_s=1.0 or world.reader.fps=10; may be repeated'),
+):
+    "Latent actions of any number of videos, by a trained VQ-VAE, on all cores. Run again, it goes on where it stopped."
+    try:
+        overrides = collect_overrides(list(sets), str(videos), reader, split)
+        options = dict(overrides.pop('world').get('reader', {})); camera = options.pop('camera', '')
+        from motionvla.datasets import DataError, list_clips, open_dataset
+        from motionvla.labels import label_rows, labelling
+        try:
+            how = labelling(model, overrides, load_config(profile) if profile else None)
+            rows, bad = list_clips(open_dataset(videos, **options), camera=camera)
+            told = label_rows(rows, how, out, workers, merged or '', bad, retry, ray)
+        except DataError as e: raise UsageError(str(e)) from None
+    except (UsageError, ConfigError) as e: _stop(e, 2)
+    except RuntimeError as e: _stop(e, 1)
+    except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
+    print(f'{told["clips"]} clips, {told["pairs"]} pairs, {told["set_aside"]} set aside, {told["pairs_per_s"]:.1f} pairs/s, {told["hours_a_core_hour"]:.1f} hours of video a core-hour: {out}')
+
+# %% ../nbs/parts/cli.ipynb #976d2adc
+@app.command('train')
+def train_command(
+    stage: str = typer.Argument(..., help='vqvae, vlm or policy'),
+    run_dir: Path = typer.Option(..., help='the run folder; stages before this one are made if need be'),
+    profile: str = typer.Option('', help='as for run; if not given, that which the folder was made with'),
+    seed: int = typer.Option(0, help='of everything random; only with --profile'),
+    processes: int = typer.Option(0, help='that train together, one a GPU; 0 = as configured (1)'),
+    sets: list[str] = typer.Option([], '--set', metavar='KEY=VALUE', help='change a number, e.g. vqvae.steps=500 or vqvae.shard=fsdp2; may be repeated'),
+):
+    "One training of a run, on one process or many. Run again, it goes on where it stopped. Under torchrun it is one of its processes."
+    try:
+        stage = find_stage(stage)[1]
+        if stage not in ('vqvae', 'vlm', 'policy'): raise UsageError(f'nothing is trained in {stage}: choose vqvae, vlm or policy')
+        if processes < 0: raise UsageError(f'--processes must be 1 or more, not {processes}')
+        overrides = collect_overrides(list(sets) + ([f'{stage}.processes={processes}'] if processes else []))
+        run_dir = run_dir.expanduser()
+        run = Run(run_dir, load_config(profile, overrides, seed)) if profile else reopen_run(run_dir, stage, overrides)
+        for name in STAGES[:STAGES.index(stage) + 1]: run.check(name)
+    except (UsageError, ConfigError) as e: _stop(e, 2)
+    from importlib import import_module
+    module = dict(vqvae='vqvae', vlm='vlm_pretrain', policy='intent_perception')[stage]
+    try: getattr(import_module(f'motionvla.{module}'), f'ensure_{stage}')(run)
+    except (ValueError, RuntimeError, FloatingPointError) as e: _stop(e, 2 if isinstance(e, ConfigError) else 1)
+    except KeyboardInterrupt: _stop('stopped; the same command goes on from here', 130)
+    if not int(os.environ.get('RANK', 0)): print(f'{stage}: {json.dumps(run.summary(stage))}')
 
 # %% ../nbs/parts/cli.ipynb #fb6c1ef1
 @app.command('report')

@@ -86,9 +86,22 @@ class VQVAEConfig:
     codes: int = 16               # entries in each codebook
     code_dim: int = 32            # width of an entry (paper: 128)
     beta: float = 0.25            # commitment weight
-    motion_head: float = 20.0     # weight of the predicted change of mask geometry; 0 = the paper's losses alone
-    decay: float = 0.98           # of the entries' running mean; 0 = the codebook loss instead
-    background_first: bool = False # whether the background answer sees the first frame (paper no, release yes)
+    difference_input: bool = True # show the encoder the difference of the patches too (paper: no)
+    predict: str = 'gate'         # what the decoder says: frame (the paper) | change | gate, the first frame times a gate plus a change
+    motion_head: float = 0.3      # weight of the predicted change of mask geometry; this and the next four at 0 = the paper's losses alone
+    flow_head: float = 1.0        # weight of the predicted motion of the body against the room
+    coverage_head: float = 0.0    # weight of the predicted second coverage
+    invariance: float = 0.0       # weight of equal codes before another background
+    leak: float = 0.0             # weight of the opponent that reads the camera's motion
+    gaps_s: list = field(default_factory=list)  # further gaps between the frames of training pairs, s
+    mask_frames: str = 'union'    # whose masks say what is foreground: union | target (the release)
+    coverage: str = 'soft'        # how a half covered patch counts: soft | hard@0.47 (the release)
+    align_augmentation: bool = True # the mask is cropped as the picture is (the release: not)
+    quantiser: str = 'vq'         # see parts/quantisers: vq | vq_loss (the paper) | rotation | sim | fsq | residual | nsvq | dither | anneal | noisy
+    restart_dead_codes: bool = True # in both codebooks (the release: the background's alone)
+    collapse_share: float = 0.125 # training stops where the perplexity of the action codes stays below this share of them; 0 = never
+    decay: float = 0.98           # of the entries' running mean
+    background_sees_first_frame: bool = False # does the background answer? (paper no, release yes)
     decode_share: float = 0.25    # share of a batch that is decoded: three answers cost most of a step
     crop: int = 1                 # rows and columns of patches left out at random while training
     train_on_robot: bool = True   # the robot's training clips are unlabeled video too
@@ -99,6 +112,9 @@ class VQVAEConfig:
     warmup: int = 50              # steps
     clip: float = 1.0             # gradient norm
     save_every: int = 100         # steps between checkpoints
+    processes: int = 1            # that train together: one a GPU; more than 1 are launched by torchrun
+    shard: str = 'ddp'            # ddp | fsdp2: whether each holds the whole model, or its share of every block
+    precision: str = 'auto'       # auto = bf16 on CUDA, fp32 elsewhere | bf16 | fp32
 
 # %% ../nbs/parts/config.ipynb #6fefac0f
 @dataclass
@@ -127,6 +143,9 @@ class VLMConfig:
     warmup: int = 50              # steps
     clip: float = 1.0             # gradient norm
     save_every: int = 200         # steps between checkpoints
+    processes: int = 1            # that train together: one a GPU; more than 1 are launched by torchrun
+    shard: str = 'ddp'            # ddp | fsdp2: whether each holds the whole model, or its share of every block
+    precision: str = 'auto'       # auto = bf16 on CUDA, fp32 elsewhere | bf16 | fp32
 
 # %% ../nbs/parts/config.ipynb #deec5261
 @dataclass
@@ -156,6 +175,7 @@ class PolicyConfig:
     warmup: int = 50              # steps
     clip: float = 1.0             # gradient norm
     save_every: int = 200         # steps between checkpoints
+    processes: int = 1            # that train together: one a GPU
 
 # %% ../nbs/parts/config.ipynb #6cd43d25
 @dataclass

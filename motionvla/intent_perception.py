@@ -25,7 +25,7 @@ from .config import device, set_seed
 from .datasets import clip_part
 from .flow import ActionExpert, euler, flow_loss
 from .pointer import Pointer, pointing_loss
-from .runs import Run, open_run, read_json, read_jsonl, read_parquet
+from .runs import Run, open_run, processes, read_json, read_jsonl, read_parquet
 from .vlm_pretrain import PrismaticVLM, load_vlm, merge_lora, new_vlm, set_tuning
 
 # %% ../nbs/04_intent_perception.ipynb #3a9af678
@@ -391,7 +391,7 @@ def train_pointer(run: Run, policy: IntentPerceptionPolicy, features, train: Obs
     settings = replace(c, steps=c.pointer_steps, batch=c.pointer_batch, lr=c.pointer_lr)
     learns = [p for p in policy.parameters() if p.requires_grad]
     policy.requires_grad_(False); policy.pointer.requires_grad_(True)
-    last = fit(policy, pointer_loss, policy_batches(run, features, train, settings.batch), settings, run.stage('policy')/'pointer', run.config.seed, name='pointer')
+    last = fit(policy, pointer_loss, policy_batches(run, features, train, settings.batch), settings, run.stage('policy')/'pointer', run.config.seed, name='pointer', unused=True)
     for p in learns: p.requires_grad_(True)
     policy.pointer.requires_grad_(False)
     return last
@@ -407,7 +407,8 @@ def train_policy(run: Run,
     policy = new_policy(run, method, train, features)
     if policy.pointer: train_pointer(run, policy, features, train)
     loss = lambda policy, batch: policy_loss(policy, batch, c)
-    last = fit(policy, loss, policy_batches(run, features, train, c.batch), c, folder, seed=run.config.seed, name=method)
+    last = fit(policy, loss, policy_batches(run, features, train, c.batch), c, folder, seed=run.config.seed, name=method, unused=True)
+    if processes()[0]: return last  # the main process does the rest
     merge_lora(policy.vlm)
     policy.cpu().eval().save_pretrained(folder/'model')
     return last
@@ -449,17 +450,20 @@ def make_policy(run: Run):
     summary = {}
     for method in METHODS:
         last, features = train_policy(run, method), ensure_features(run)
+        if processes()[0]: continue  # the main process does the rest
         try: seen = load_observations(run, 'test')
         except ValueError: seen = None
         score = {k: v for k, v in open_loop(load_policy(run, method), features, seen).items() if k != 'chunks'} if seen else {}
         summary[method] = dict(loss=last['loss'], flow=last['flow'], open_loop=score)
+    if processes()[0]: return
     run.report('policy', dict(trajectories_per_task=float(run.config.world.trajectories_per_task)))
     run.finish('policy', summary)
 
 
 def ensure_policy(run: Run):
     "Makes stage policy, and what it stands on, unless the run folder has it."
+    from motionvla.training import launch
     from motionvla.vlm_pretrain import ensure_vlm
-    ensure_vlm(run)
-    with run.making('policy') as needed:
+    ensure_vlm(run); launch(run, 'policy')
+    with run.making('policy', together=True) as needed:
         if needed: make_policy(run)

@@ -158,6 +158,9 @@ class Pairs:
     coverage: np.ndarray     # uint8 `p n`, 255 = patch fully covered; memory-mapped
     geometry: np.ndarray     # float32 `rows 5`: cx, cy, log area, sx, sy of each sample; NaN where nothing is masked
     samples: dict            # columns of samples.parquet, one entry a row
+    cover: np.ndarray = None  # uint8 `rows n`, coverage of each sample by itself; None = not asked for
+    motion: np.ndarray = None # float32 `p 5`, how the body moved against the room
+    camera: np.ndarray = None # float32 `p 6`, how the camera moved
 
     def __len__(self): return len(self.pair)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'IMMATERIAL', 'atomic_path', 'write_json', 'read_json', 'append_jsonl', 'write_jsonl', 'read_jsonl',
-           'write_parquet', 'read_parquet', 'difference', 'Run', 'open_run']
+           'write_parquet', 'read_parquet', 'difference', 'processes', 'Run', 'open_run', 'reopen_run']
 
 # %% ../nbs/parts/runs.ipynb #80cfa53e
 import json, os, time
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import Config, ConfigError, load_config
+from .config import Config, ConfigError, load_config, parse_overrides, update
 
 # %% ../nbs/parts/runs.ipynb #8b71f6d6
 @contextmanager
@@ -101,7 +101,7 @@ def read_parquet(path) -> dict:
 # %% ../nbs/parts/runs.ipynb #f3aeb096
 #: sections of the configuration that decide what a stage writes, besides those of the stages before it
 STAGES = ['world', 'masks', 'vqvae', 'codebook', 'vlm', 'policy', 'eval']
-IMMATERIAL = {'workers', 'show_clip', 'save_every', 'pages', 'compare', 'compare_clips'}  # fields that do not change a stage's numbers
+IMMATERIAL = {'workers', 'show_clip', 'save_every', 'pages', 'compare', 'compare_clips', 'processes', 'shard'}  # fields that do not change a stage's numbers
 
 
 def _material(config, stages):
@@ -121,6 +121,21 @@ def difference(made: dict,     # a stage's config.json
         key = next(k for k in {**values, **then} if values.get(k) != then.get(k))
         return f'{section}.{key} = {then.get(key)!r} (now {values.get(key)!r})'
     return ''
+
+# %% ../nbs/parts/runs.ipynb #605acfd6
+def processes() -> tuple[int, int]:  # rank of this process, number of processes
+    "Who we are among the processes that torchrun started; (0, 1) without it."
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+
+def _agreed(value):
+    "The main process's value, in all of them; they meet here."
+    import torch
+    from torch.distributed import broadcast_object_list, init_process_group, is_initialized
+    if not is_initialized(): init_process_group('gloo' if not torch.cuda.is_available() else 'cpu:gloo,cuda:nccl')
+    said = [value]
+    broadcast_object_list(said, device=torch.device('cpu'))
+    return said[0]
 
 # %% ../nbs/parts/runs.ipynb #f64a8fef
 class _Stages:
@@ -161,21 +176,35 @@ class Run(_Stages):
     def __repr__(self): return f'Run({self.path.name!r}, profile={self.config.profile!r}, seed={self.config.seed})'
 
     @contextmanager
-    def making(self, name: str):
+    def making(self, name: str,
+               together: bool = False):  # do all processes of a torchrun make it (a training), or the main one alone?
         """Yields whether a stage must be made now; holds a lock between processes and writes `wall_s` to the report.
 
-        A second process that asks for the same stage waits until the first has made it."""
+        A second process that asks for the same stage waits until the first has made it. Of those of a torchrun only the main one takes the lock."""
         import fcntl
+        rank, world = processes()
+        if rank: yield from self._beside(name, together); return
         with open(self.path/f'.{name}.lock', 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self.check(name)
-            if self.done(name): yield False; return
+            try: fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if together and world > 1 else 0))
+            except OSError: raise RuntimeError(f'another process is making {self.path/name}: wait for it, or stop it') from None
+            self.check(name); needed = not self.done(name)
+            if together and world > 1: _agreed(needed)
+            if not needed: yield False; return
             print(f'{name}: not in the run folder, making it at profile {self.config.profile} (seed {self.config.seed})', flush=True)
             before, start = read_json(self.stage(name)/'time.json', 0.0), time.monotonic()
             try: yield True
             finally: write_json(self.path/name/'time.json', before + time.monotonic() - start)
             if not self.done(name): raise RuntimeError(f'stage {name} ended without finish()')
             self.report('wall_s', {name: read_json(self.path/name/'time.json')})
+
+    def _beside(self, name, together):
+        "What `making` is in the other processes of a torchrun: a part of a training, or a wait until the main process has made the stage."
+        def made():
+            while not self.done(name): time.sleep(.1)  # should the main process fail, torchrun ends this one
+        needed = together and _agreed(None)
+        if not needed: made()
+        yield needed
+        if needed: made()
 
     def report(self, section: str, values: dict):
         "Merges numbers into a (dotted) section of `report.json`; whole numbers are written as floats, so that every figure has one type."
@@ -197,3 +226,13 @@ def open_run(run_dir: str | Path,        # the run folder
             ) -> Run:
     "A run at `run_dir`; raises `ConfigError` for a wrong profile, key or value."
     return Run(run_dir, load_config(profile, overrides, seed))
+
+# %% ../nbs/parts/runs.ipynb #f3766fe8
+def reopen_run(run_dir: str | Path,        # the run folder
+               stage: str,                 # whose configuration is wanted
+               overrides: str | dict = '', # YAML on top of it
+              ) -> Run:
+    "A run as a stage of it was made, or the last stage before it; raises `ConfigError` where there is none of them."
+    for name in reversed(STAGES[:STAGES.index(stage) + 1]):
+        if (made := read_json(Path(run_dir)/name/'config.json')) is not None: return Run(run_dir, update(update(Config(), made), parse_overrides(overrides)))
+    raise ConfigError(f'{run_dir} holds no run yet: say with which profile it is to be made')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAP', 'DECODERS', 'SUFFIXES', 'VideoError', 'write_video', 'VideoInfo', 'video_info', 'find_decoder', 'nearest',
-           'square', 'Video', 'read_frames', 'frame_pairs']
+           'square', 'Video', 'read_frames', 'sampled', 'frame_pairs']
 
 # %% ../nbs/parts/video.ipynb #2774ef76
 import os
@@ -254,6 +254,14 @@ def read_frames(path: str | Path,         # a video file
     return Video(path, decoder).frames(times_s, size)
 
 # %% ../nbs/parts/video.ipynb #c617e72a
+def sampled(stamps: np.ndarray,  # `n`, ascending, seconds, the first is 0
+            hz: float,           # samples a second
+            until_s: float = float('inf'),  # stop there
+           ) -> np.ndarray:      # `t` indices into `stamps`
+    "The frames nearest to an even grid of times, each once."
+    return np.unique(nearest(stamps, np.arange(0, min(stamps[-1], until_s) + 1e-6, 1 / hz)))
+
+
 def frame_pairs(times_s: np.ndarray,  # `n` stamps, ascending, seconds
                 gap_s: float,         # seconds between source and target
                 every_s: float,       # seconds between sources; 0 = every sample

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .config import device, set_seed
 from .datasets import clip_part
-from .runs import Run, open_run, read_parquet
+from .runs import Run, open_run, processes, read_parquet
 
 # %% ../nbs/03_vlm_pretrain.ipynb #fda246e6
 def prompt(instruction: str, # e.g. 'pick up the red block'; '' where nobody knows
@@ -369,6 +369,7 @@ def make_vlm(run: Run):
     def loss(model, batch):
         return model.loss(augment(batch['features'], c.noise, c.shift), batch['instructions'], batch['codes'])
     last = fit(model, loss, vlm_batches(run, features, train), c, folder, seed=run.config.seed, name='vlm')
+    if processes()[0]: return  # the main process does the rest
     model.eval().save_pretrained(folder/'model')
     def right(codes): return float((codes == test['codes']).mean()) if len(test['row']) else None  # no clip was held out
     scores = dict(token_accuracy=right(predict_codes(model, features, test)), token_accuracy_unigram=right(unigram_codes(train)),
@@ -381,8 +382,9 @@ def make_vlm(run: Run):
 def ensure_vlm(run: Run):
     "Makes stage vlm, and what it stands on, unless the run folder has it."
     from motionvla.codebook import ensure_codebook
-    ensure_codebook(run)
-    with run.making('vlm') as needed:
+    from motionvla.training import launch
+    ensure_codebook(run); launch(run, 'vlm')
+    with run.making('vlm', together=True) as needed:
         if needed: make_vlm(run)
 
 # %% ../nbs/03_vlm_pretrain.ipynb #f92d9d67

@@ -9,8 +9,8 @@ from conftest import BIN, ROOT, environment, motionvla, moving_square
 #: the command, with a shard after each clip and something that happens in the worker processes, which import this file too
 PROGRAM = '''
 import multiprocessing, os, pathlib, signal, time
-import motionvla.mask_bulk as bulk
-bulk.SAVE_S, real = 0., bulk.open_clip
+import motionvla.bulk, motionvla.mask_bulk as bulk
+motionvla.bulk.SAVE_S, real = 0., bulk.open_clip
 
 def open_clip(row):
     if multiprocessing.parent_process(): {happens}
@@ -130,7 +130,7 @@ def test_a_ray_worker_dies(undisturbed, films, tmp_path):
                             '--workers', '3', '--ray', 'local', '--pixels', *OPTIONS], env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 300
     while not done(tmp_path/'masks') and run.poll() is None and time.monotonic() < end: time.sleep(.02)
-    workers = [p for p in psutil.Process(run.pid).children(recursive=True) if 'RayMasker' in ' '.join(p.cmdline())]
+    workers = [p for p in psutil.Process(run.pid).children(recursive=True) if 'RayWorker' in ' '.join(p.cmdline())]
     assert len(workers) == 3
     workers[0].kill(); there = done(tmp_path/'masks')
     said = run.communicate(timeout=300)[0]

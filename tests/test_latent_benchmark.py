@@ -1,0 +1,68 @@
+"The driver of benchmarks/latent.py: who works on what, and what a search may see."
+import importlib.util, os, subprocess, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent.parent/'benchmarks'
+
+
+@pytest.fixture(scope='module')
+def bench():
+    sys.path.insert(0, str(HERE))
+    spec = importlib.util.spec_from_file_location('latent_benchmark', HERE/'latent.py')
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    sys.path.remove(str(HERE))
+    return module
+
+
+def test_a_cell_belongs_to_one(bench, tmp_path):
+    lock = tmp_path/'locks'/'cell.lock'
+    with bench.claimed(lock) as first, bench.claimed(lock) as second: assert first and not second
+    with bench.claimed(lock) as again: assert again and int(lock.read_text()) == os.getpid()
+    assert not lock.exists()
+
+
+def test_a_lock_of_a_dead_process_is_taken_over(bench, tmp_path):
+    lock, gone = tmp_path/'cell.lock', subprocess.Popen(['true']); gone.wait()
+    lock.write_text(str(gone.pid))
+    with bench.claimed(lock) as mine: assert mine
+    lock.write_text('')   # made this moment: its process is about to write
+    with bench.claimed(lock) as mine: assert not mine
+    os.utime(lock, (time.time() - 60,)*2)
+    with bench.claimed(lock) as mine: assert mine
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_frees_the_cell(bench, tmp_path):
+    lock = tmp_path/'cell.lock'
+    with pytest.raises(RuntimeError), bench.claimed(lock): raise RuntimeError
+    with bench.claimed(lock) as mine: assert mine
+
+
+def test_a_search_never_sees_the_scored_clips(bench):
+    clip = np.repeat([f'human/{i:06}' for i in range(200)], 3)
+    split = np.where(np.arange(600) < 450, 'train', 'test')
+    seen = SimpleNamespace(pairs=SimpleNamespace(clip=clip, split=split), rows=np.flatnonzero(split == 'train'))
+    kept = bench.held_out(seen)
+    assert set(kept.pairs.split[450:]) == {'spare'} and (kept.pairs.split[kept.rows] == 'train').all()
+    back = kept.pairs.split == 'test'
+    assert 40 < back.sum() < 150 and not back[450:].any() and not set(clip[back]) & set(clip[kept.rows])
+    assert (split == seen.pairs.split).all() and len(seen.rows) == 450, 'the data themselves stay as they are'
+
+
+def test_the_best_choice_wins(bench, tmp_path):
+    for lr, criterion in ((3e-4, .1), (1e-3, .3), (3e-3, .2)):
+        bench.append(tmp_path/'search.jsonl', [dict(method='masklam', masks='flow', steps=9, choice=dict(lr=lr), criterion=criterion)])
+    assert bench.chosen(tmp_path, 'masklam', 'flow', 9) == (dict(lr=1e-3), True)
+    assert bench.chosen(tmp_path, 'masklam', 'truth', 9) == ({}, False)
+
+
+def test_a_method_without_masks_runs_once_for_all(bench):
+    from motionvla.config import VQVAEConfig
+    asked = SimpleNamespace(masks=['flow', 'truth'], search=False, seeds=2, only=['ours', 'lapo', 'masklam', 'linear'])
+    cells = bench.plan(asked, SimpleNamespace(config=VQVAEConfig()))
+    assert [c for c in cells if c[2] == 0] == [('ours', 'flow', 0), ('ours', 'truth', 0), ('lapo', 'none', 0), ('masklam', 'flow', 0), ('masklam', 'truth', 0), ('linear', 'none', 0)]
+    assert len(cells) == 12 and len(bench.names()) > 15
