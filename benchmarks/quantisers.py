@@ -11,14 +11,15 @@ TOKENS, CODES, DIM, STEPS, BATCH, COMPONENTS = 4, 16, 16, 200, 128, 128
 
 def differences(run) -> tuple:
     "Standardised principal components of the hand's feature differences `p c`, bool `p` train, motion `p 3`, clips `p`."
-    from motionvla.codebook import feature_difference, load_truth
+    from motionvla.latent_probe import load_truth
     from motionvla.datasets import clip_part
     from motionvla.masks import load_pairs
     from sklearn.decomposition import PCA
     pairs, features = load_pairs(run), np.load(run.path/'vqvae'/'features.npy', mmap_mode='r')
     at = np.flatnonzero(clip_part(pairs.clip) == 'human')
-    columns = {k: getattr(pairs, k)[at] for k in ('clip', 'split', 'source', 'target', 't_source_s', 't_target_s')}
-    x, train = feature_difference(features, columns['source'], columns['target']).astype(np.float32), columns['split'] == 'train'
+    columns = {k: getattr(pairs, k)[at] for k in ('clip', 'body', 'split', 'source', 'target', 't_source_s', 't_target_s')}
+    x = np.concatenate([np.asarray(features[t], np.float32) - np.asarray(features[s], np.float32) for s, t in zip(*(np.array_split(columns[k], 20) for k in ('source', 'target')))]).reshape(len(at), -1)
+    train = columns['split'] == 'train'
     pca = PCA(COMPONENTS, svd_solver='randomized', iterated_power=3, random_state=0).fit(x[train])
     x = pca.transform(x)
     return (x/x[train].std()).astype(np.float32), train, load_truth(run, columns)['motion'], columns['clip']
@@ -27,7 +28,8 @@ def differences(run) -> tuple:
 def one(quantiser, x, train, motion, seed) -> tuple:
     "(error as a share of the variance, codes in use, motion R²) on held-out clips, through hard codes."
     import torch
-    from motionvla.codebook import code_use, mean_r2, one_hot, perplexity, probe, r2
+    from motionvla.latent_measure import code_use, perplexity
+    from motionvla.latent_probe import mean_r2, one_hot, probe, r2
     from motionvla.training import batch_rows
     from torch import nn
     torch.manual_seed(seed); torch.set_num_threads(1)
