@@ -65,7 +65,7 @@ class SharedNorm(nn.Module):
             self.mean.lerp_(mean, weight); self.var.lerp_(var*n/(n - 1), weight)
         return x*(var + self.eps).rsqrt()
 
-# %% ../nbs/parts/quantisers.ipynb #3d917bb3
+# %% ../nbs/parts/quantisers.ipynb #462b52ad
 class SharedRandom(nn.Module):
     "Random choices that all processes agree on, and that a checkpoint continues: they depend on a seed and on how many came before."
     def __init__(self):
@@ -91,11 +91,14 @@ class SharedRandom(nn.Module):
         return torch.randn(total, *like.shape[1:], generator=self.generator())[first:first + len(like)].to(like)
 
     def rows(self, x: torch.Tensor, count: int) -> torch.Tensor:  # `h n d` → `h count d`
-        "Some vectors of the whole batch, the same on all processes; with repetition only where there are too few."
+        """Some vectors of the whole batch, a hundredth aside, the same on all processes; with repetition only where there are too few.
+
+        Aside, because an entry may already stand there: between equal entries rounding would decide, and differently for each number of processes."""
         first, total = self.span(x.shape[1]); generator = self.generator()
-        rows = torch.randperm(total, generator=generator)[:count] if total >= count else torch.randint(total, (count,), generator=generator)
-        rows = (rows - first).to(x.device); mine = (rows >= 0) & (rows < x.shape[1])
-        out = x.new_zeros(len(x), count, x.shape[-1]); out[:, mine] = x[:, rows[mine]]
+        drawn = torch.cat([torch.randperm(total, generator=generator) for _ in range(count//total + 1)])[:count]
+        aside = .01*torch.randn(len(x), count, x.shape[-1], generator=generator)
+        rows = (drawn - first).to(x.device); mine = (rows >= 0) & (rows < x.shape[1])
+        out = torch.zeros_like(aside, device=x.device, dtype=x.dtype); out[:, mine] = x[:, rows[mine]] + aside.to(x)[:, mine]
         return sum_processes_(out)
 
 # %% ../nbs/parts/quantisers.ipynb #8626728d
