@@ -1,9 +1,9 @@
 """Every quantiser on the feature differences of a finished run, through a small autoencoder: python benchmarks/quantisers.py RUN
 Method: nbs/parts/quantisers. Truth is read only to score."""
-import argparse, sys
+import argparse, json, sys
 from pathlib import Path
 
-from machine import save  # before NumPy: it sets its threads
+from machine import RESULTS, save  # before NumPy: it sets its threads
 import numpy as np
 
 TOKENS, CODES, DIM, STEPS, BATCH, COMPONENTS = 4, 16, 16, 200, 128, 128
@@ -56,7 +56,8 @@ def one(quantiser, x, train, motion, seed) -> tuple:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('run', type=Path, help='folder of a finished run whose world has truth'); parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('run', type=Path, help='folder of a finished run whose world has truth'); parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--only', nargs='*', default=[], help='run these and keep the other rows of the last results')
     asked = parser.parse_args()
     from motionvla.quantisers import QUANTISERS, make_quantiser
     from motionvla.runs import open_run
@@ -66,7 +67,9 @@ if __name__ == '__main__':
     kinds['vq_loss, no restart'] = lambda: make_quantiser('vq_loss', CODES, DIM, TOKENS, restart=False, kmeans=False)
     from motionvla import vqvae
     if hasattr(vqvae, 'Codebook'): kinds['hand-written'] = lambda: vqvae.Codebook(CODES, DIM, TOKENS)  # what stage 01 had before these
-    table = []
+    last, table = RESULTS/'quantisers.json', []
+    if asked.only: table = [r for r in json.loads(last.read_text())['rows'] if r['kind'] not in asked.only] if last.exists() else []
+    kinds = {k: q for k, q in kinds.items() if k in (asked.only or kinds)}
     for kind, quantiser in kinds.items():
         found = np.array([one(quantiser, x, train, motion, seed) for seed in range(asked.seeds)])
         (error, used, score), sd = found.mean(0), found.std(0)

@@ -65,12 +65,11 @@ class SharedNorm(nn.Module):
             self.mean.lerp_(mean, weight); self.var.lerp_(var*n/(n - 1), weight)
         return x*(var + self.eps).rsqrt()
 
-# %% ../nbs/parts/quantisers.ipynb #3d917bb3
+# %% ../nbs/parts/quantisers.ipynb #462b52ad
 class SharedRandom(nn.Module):
     "Random choices that all processes agree on, and that a checkpoint continues: they depend on a seed and on how many came before."
-    def __init__(self, group: int = 1):  # vectors of one pair, which stand together where `rows` chooses
+    def __init__(self):
         super().__init__()
-        self.group = group
         self.register_buffer('drawn', torch.tensor([int(torch.randint(2**62, (), device='cpu')), 0]))  # seed, draws so far
 
     def generator(self) -> torch.Generator:
@@ -79,24 +78,27 @@ class SharedRandom(nn.Module):
         self.drawn[1] += 1
         return torch.Generator().manual_seed(int(seed))
 
-    def places(self, n: int, group: int = 1) -> tuple:  # own rows, rows of a pair → (their numbers among the rows of all processes `n`, how many these are)
-        "Where this process's rows stand in the whole batch: pairs are dealt out like cards (`training.share`)."
-        rank, world = (distributed.get_rank(), _processes()) if _processes() > 1 else (0, 1)
-        i = torch.arange(n)
-        return (i//group*world + rank)*group + i % group, n*world
+    def span(self, n: int) -> tuple:  # own rows → (number of the first, rows of all processes)
+        "Where this process's rows stand in the whole batch."
+        if _processes() == 1: return 0, n
+        sizes = self.drawn.new_zeros(_processes()); sizes[distributed.get_rank()] = n
+        sizes = sum_processes_(sizes).tolist()
+        return sum(sizes[:distributed.get_rank()]), sum(sizes)
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         "Standard normal numbers, of the shape, type and place of `like`, whose first axis is the batch."
-        mine, total = self.places(len(like))
-        return torch.randn(total, *like.shape[1:], generator=self.generator())[mine].to(like)
+        first, total = self.span(len(like))
+        return torch.randn(total, *like.shape[1:], generator=self.generator())[first:first + len(like)].to(like)
 
     def rows(self, x: torch.Tensor, count: int) -> torch.Tensor:  # `h n d` → `h count d`
-        "Some vectors of the whole batch, the same on all processes; with repetition only where there are too few."
-        mine, total = self.places(x.shape[1], self.group); generator = self.generator()
-        rows = torch.randperm(total, generator=generator)[:count] if total >= count else torch.randint(total, (count,), generator=generator)
-        here = torch.full((total,), -1); here[mine] = torch.arange(len(mine))
-        rows = here[rows].to(x.device); out = x.new_zeros(len(x), count, x.shape[-1])
-        out[:, rows >= 0] = x[:, rows[rows >= 0]]
+        """Some vectors of the whole batch, a hundredth aside, the same on all processes; with repetition only where there are too few.
+
+        Aside, because an entry may already stand there: between equal entries rounding would decide, and differently for each number of processes."""
+        first, total = self.span(x.shape[1]); generator = self.generator()
+        drawn = torch.cat([torch.randperm(total, generator=generator) for _ in range(count//total + 1)])[:count]
+        aside = .01*torch.randn(len(x), count, x.shape[-1], generator=generator)
+        rows = (drawn - first).to(x.device); mine = (rows >= 0) & (rows < x.shape[1])
+        out = torch.zeros_like(aside, device=x.device, dtype=x.dtype); out[:, mine] = x[:, rows[mine]] + aside.to(x)[:, mine]
         return sum_processes_(out)
 
 # %% ../nbs/parts/quantisers.ipynb #8626728d
@@ -105,10 +107,10 @@ DEAD = .05  # of an even share: entries chosen less often start anew at a vector
 
 class SharedCodebook(Codebook):
     "Entries `heads codes dim` that are the same on all processes, and the same as on one."
-    def __init__(self, codes, dim, decay=.98, restart=True, learned=False, heads=1, kmeans=True, group=1):  # group: vectors of one pair
+    def __init__(self, codes, dim, decay=.98, restart=True, learned=False, heads=1, kmeans=True):
         super().__init__(dim, codes, num_codebooks=heads, kmeans_init=kmeans, decay=decay, threshold_ema_dead_code=int(restart),
                          learnable_codebook=learned, ema_update=not learned)
-        self.random = SharedRandom(group)
+        self.random = SharedRandom()
         self.sample_fn = self.replace_sample_fn = self.random.rows
         self.kmeans_all_reduce_fn = self.all_reduce_fn = sum_processes_
         self.embed.data.normal_(); self.embed_avg.copy_(self.embed.data)
@@ -162,7 +164,7 @@ class NearestEntry(Quantiser):
     learned = False
     def __init__(self, kind, codes, dim, positions, beta, decay, restart, steps, kmeans):
         super().__init__(kind, codes, dim, positions, beta)
-        self.codebook = SharedCodebook(codes, dim, decay, restart, self.learned, kmeans=kmeans, group=positions)
+        self.codebook = SharedCodebook(codes, dim, decay, restart, self.learned, kmeans=kmeans)
 
     def vectors(self, index): return self.codebook.embed[0][index]
 
@@ -305,7 +307,7 @@ class Residual(Quantiser):
     def __init__(self, kind, codes, dim, positions, beta, decay, restart, steps, kmeans):
         super().__init__(kind, codes, dim, positions, beta)
         self.sizes = residual_sizes(codes)
-        self.coarse, self.fine = (SharedCodebook(n, dim, decay, restart, kmeans=kmeans, group=positions) for n in self.sizes)
+        self.coarse, self.fine = (SharedCodebook(n, dim, decay, restart, kmeans=kmeans) for n in self.sizes)
 
     def describe(self) -> dict: return super().describe() | dict(levels=self.sizes)
 

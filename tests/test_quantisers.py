@@ -12,7 +12,7 @@ from torch import nn
 from motionvla.quantisers import QUANTISERS, CodebookCollapse, CollapseGate, SharedNorm, fsq_levels, make_quantiser, residual_sizes
 from motionvla.training import fit, load_checkpoint, save_checkpoint
 
-CODES, DIM, TOKENS, BATCH = 36, 8, 3, 24   # many codes for few vectors: entries die and start anew
+CODES, DIM, TOKENS, BATCH = 36, 8, 3, 48   # entries have few vectors each and a short memory, so that some die and start anew
 
 
 class Autoencoder(nn.Module):
@@ -20,7 +20,7 @@ class Autoencoder(nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.encoder, self.decoder = nn.Linear(10, TOKENS*DIM, bias=False), nn.Linear(2*TOKENS*DIM, 10)  # a norm follows
-        self.one, self.two = (make_quantiser(kind, CODES, DIM, TOKENS, decay=.5, steps=6) for _ in range(2))
+        self.one, self.two = (make_quantiser(kind, CODES, DIM, TOKENS, decay=.3, steps=6) for _ in range(2))
         self.gate = CollapseGate(CODES, TOKENS, after=2, every=2)
 
     def forward(self, x):
