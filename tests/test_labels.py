@@ -37,14 +37,23 @@ def films(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory):
-    "A run at the profile tiny as far as its labels."
+    "A run at the profile tiny as far as its VQ-VAE."
     folder = tmp_path_factory.mktemp('labelled')/'run'
-    program = ('import sys\nfrom motionvla.runs import open_run\nfrom motionvla.codebook import ensure_codebook\n'
-               'if __name__ == "__main__": ensure_codebook(open_run(sys.argv[1], "tiny", 0, "vqvae.steps: 100"))')
-    (folder.parent/'make.py').write_text(program)
-    done = subprocess.run([BIN/'python', folder.parent/'make.py', folder], env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    done = motionvla('train', 'vqvae', '--profile', 'tiny', '--run-dir', folder, '--set', 'vqvae.steps=100')
     assert done.returncode == 0, done.stdout[-3000:]
     return folder
+
+
+CODES = '''
+import sys
+from motionvla.codebook import label_pairs
+from motionvla.encoders import ensure_features
+from motionvla.runs import read_parquet, reopen_run, write_parquet
+from motionvla.vqvae import load_vqvae
+run = reopen_run(sys.argv[1], 'vqvae'); pairs = read_parquet(run.path/'masks'/'pairs.parquet')
+codes = label_pairs(load_vqvae(run), ensure_features(run), pairs['source'], pairs['target'], 64)
+write_parquet(sys.argv[2], {f'{k}{i}': c for k, some in zip('ab', codes) for i, c in enumerate(some.T)})
+'''
 
 
 @pytest.fixture(scope='session')
@@ -75,10 +84,12 @@ def test_the_labels_of_stage_02(trained, tmp_path):
     "The same frames, the same pairs, the same codes, though here nothing but the films and the model is read."
     from motionvla.labels import open_labels
     from motionvla.runs import read_parquet
+    done = subprocess.run([BIN/'python', '-c', CODES, trained, tmp_path/'labels.parquet'], env=environment(), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     for part in ('human', 'robot'):
         done = motionvla('label', trained/'world'/part, '--model', trained/'vqvae'/'model', '--out', tmp_path/part, '--workers', 1)
         assert done.returncode == 0, done.stdout
-        store, pairs, labels = open_labels(tmp_path/part), read_parquet(trained/'masks'/'pairs.parquet'), read_parquet(trained/'codebook'/'labels.parquet')
+        store, pairs, labels = open_labels(tmp_path/part), read_parquet(trained/'masks'/'pairs.parquet'), read_parquet(tmp_path/'labels.parquet')
         mine = [c for c in np.unique(pairs['clip']) if c.startswith(f'{part}/')]
         assert len(mine) > 3 and {c if c in store else c.split('/', 1)[1] for c in mine} <= set(store.clips)
         for clip in mine:
