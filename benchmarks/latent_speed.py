@@ -1,15 +1,16 @@
 """Training and labelling speed of the latent-action model against a plain implementation of the release's recipe, what each trick buys, and where a step's time goes:
 python benchmarks/latent_speed.py [--sizes demo paper] [--no-compile] [--tiny]. On a GPU: the paper's size there."""
-import argparse, itertools, resource, sys, tempfile, time
+import argparse, itertools, json, resource, tempfile, time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from machine import save  # before NumPy: it sets its threads
+from machine import RESULTS, save  # before NumPy: it sets its threads
 import numpy as np
 import torch
 from torch import nn
 
+from motionvla.config import VQVAEConfig, load_config
 from motionvla.latent_speed import TRICKS, ahead, best_time, copy_bandwidth, matmul_peak, plainly, vqvae_flops, work
 from motionvla.training import parameter_groups, to_device
 from motionvla.vqvae import HybridDisentangledVQVAE, vqvae_loss
@@ -29,9 +30,14 @@ def encoder_of(size, device):
     return dinov2(56, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
 
 
-SIZES = dict(demo=dict(width=96, heads=4, encoder_blocks=3, decoder_blocks=3, code_dim=32, batch=32, said='demo: width 96, 3 + 3'),
-             paper=dict(width=768, heads=12, encoder_blocks=12, decoder_blocks=12, code_dim=128, batch=2, said='paper: width 768, 12 + 12'),
-             tiny=dict(width=32, heads=2, encoder_blocks=2, decoder_blocks=2, code_dim=16, batch=4, said='tiny: width 32, 2 + 2'))
+SIZES = dict(demo=32, paper=2, tiny=4)  # pairs a step on a CPU
+
+
+def settings_of(size: str) -> VQVAEConfig:
+    "The profile's model, all pairs decoded, nothing cropped; pictures that mean nothing must not stop it."
+    c = load_config('paper' if size == 'paper' else 'demo').vqvae
+    if size == 'tiny': c = replace(c, width=32, heads=2, encoder_blocks=2, decoder_blocks=2, code_dim=16)
+    return replace(c, decode_share=1., crop=0, collapse_share=0.)
 
 
 @dataclass
@@ -50,16 +56,16 @@ class Variant:
 class Job:
     "A model of some size with pictures in memory and their features on the disk, on a device."
     def __init__(self, size: str, device: str, folder: Path, batch: int = 0, frames: int = 0):
-        s = SIZES[size]; self.size, self.device, self.batch = size, device, batch or s['batch']
-        self.said = f'{s["said"]}, batch {self.batch}'
+        self.size, self.device, self.batch, c = size, device, batch or SIZES[size], settings_of(size); self.settings = c
+        self.said = f'{size}: width {c.width}, {c.encoder_blocks} + {c.decoder_blocks}, batch {self.batch}' + (f', {torch.cuda.get_device_name()}' if device == 'cuda' else '')
         self.net = encoder_of(size, device); rng = np.random.default_rng(0); n, px = frames or 4*self.batch, self.net.image_px
         coarse = torch.from_numpy(rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)).float()
         self.frames = nn.functional.interpolate(coarse, (px, px), mode='bilinear').byte().permute(0, 2, 3, 1).contiguous()
         np.save(folder/f'{size}.npy', torch.cat([self.net(f.to(device)).cpu().half() for f in self.frames.split(32)]).numpy())
         self.features = np.load(folder/f'{size}.npy', mmap_mode='r')
-        self.coverage, self.geometry = torch.from_numpy(rng.random((n, self.net.grid**2), dtype=np.float32)), torch.from_numpy(rng.random((n, 2, 5), dtype=np.float32))
+        self.other = {k: torch.from_numpy(rng.random((n, *shape), dtype=np.float32)) for k, shape in dict(coverage=(self.net.grid**2,), geometry=(2, 5), body=(5,)).items()}
         torch.manual_seed(0)
-        self.model = HybridDisentangledVQVAE(self.net.dim, self.net.grid, **{k: s[k] for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim')}).to(device).train()
+        self.model = HybridDisentangledVQVAE(self.net.dim, self.net.grid, **{k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim', 'difference_input', 'predict', 'quantiser')}).to(device).train()
         nn.init.normal_(self.model.decoder.change.weight, std=.02)  # as if trained: the first step would have zeros to multiply
         groups = parameter_groups(self.model, .01)
         self.optimizers = dict(fused=torch.optim.AdamW(groups, lr=1e-5, fused=True), plain=torch.optim.AdamW(groups, lr=1e-5, foreach=False, fused=False))
@@ -70,21 +76,20 @@ class Job:
     def cached(self, step):
         "The batch from the features on the disk, half precision as they lie there."
         source, target = self.rows(step)
-        return dict(source=torch.from_numpy(self.features[source]), target=torch.from_numpy(self.features[target]), coverage=self.coverage[source], geometry=self.geometry[source])
+        return dict(source=torch.from_numpy(self.features[source]), target=torch.from_numpy(self.features[target]), **{k: v[source] for k, v in self.other.items()})
 
     def encoded(self, step):
         "The batch from the pictures, both frames through the encoder at once (its best case)."
         source, target = self.rows(step)
         x = self.net(self.frames[np.r_[source, target]].to(self.device))
-        return dict(source=x[:self.batch], target=x[self.batch:], coverage=self.coverage[source].to(self.device), geometry=self.geometry[source].to(self.device))
+        return dict(source=x[:self.batch], target=x[self.batch:], **{k: v[source].to(self.device) for k, v in self.other.items()})
 
     def autocast(self, precision):
         return nullcontext() if precision == 'fp32' else torch.autocast(self.device, dict(bf16=torch.bfloat16, fp16=torch.float16)[precision])
 
     def flops(self, share=1., crop=0):
         "Of one training step, as little as the model needs."
-        s = SIZES[self.size]
-        return self.batch*sum(vqvae_flops((self.net.grid - crop)**2, self.net.dim, s['width'], s['encoder_blocks'], s['decoder_blocks'], code_dim=s['code_dim'], decode_share=share).values())
+        return self.batch*sum(vqvae_flops(replace(self.settings, decode_share=share), (self.net.grid - crop)**2, self.net.dim).values())
 
 
 def step(job: Job, v: Variant, number: int, batches=None):
@@ -94,7 +99,7 @@ def step(job: Job, v: Variant, number: int, batches=None):
     with plainly(job.model, *v.left_out):
         with job.autocast(v.precision):
             batch = job.encoded(number) if 'cached' in v.left_out else next(batches) if batches else to_device(job.cached(number), job.device)
-            loss, _ = vqvae_loss(job.model, batch, decode_share=v.decode_share, crop=v.crop)
+            loss, _ = vqvae_loss(job.model, batch, replace(job.settings, decode_share=v.decode_share, crop=v.crop))
         scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1., foreach=None if 'adamw' not in v.left_out else False)
@@ -138,7 +143,7 @@ def checks(job: Job) -> list:
     pictures = job.encoded(0); rounded = pictures | {k: pictures[k].half() for k in ('source', 'target')}
     for name, batch, left_out in (('ours', rounded, ()), ('plain', rounded, TRICKS), ('pictures', pictures, TRICKS), ('cached', to_device(job.cached(0), job.device), ())):
         job.model.load_state_dict(state); torch.manual_seed(0)
-        with plainly(job.model, *left_out): losses[name] = vqvae_loss(job.model, batch)[0].item()
+        with plainly(job.model, *left_out): losses[name] = vqvae_loss(job.model, batch, job.settings)[0].item()
     job.model.load_state_dict(state)
     apart = lambda a, b: abs(losses[a] - losses[b])/losses[a]
     kept = [dict(kind='check', size=job.said, what='plain and ours, the same features', value=apart('ours', 'plain'), allowed=1e-4),
@@ -158,34 +163,37 @@ def compile_row(job: Job, precision: str, repeats: int) -> dict:
 
 
 def part_rows(job: Job, whole: float) -> list:
-    "Each part of a training step alone, at the shapes of the step, forward and backward, in fp32: seconds, FLOPs, bytes of all operands."
-    m, b, s, device = job.model, job.batch, SIZES[job.size], job.device
-    n, w, d, k = job.net.grid**2, s['width'], job.net.dim, 2*m.tokens
-    t, E, D = n + k, s['encoder_blocks'], s['decoder_blocks']
-    flops = {key: b*v for key, v in vqvae_flops(n, d, w, E, D, code_dim=s['code_dim']).items()}
+    "Each part of a training step alone, at the shapes of the step, forward and backward (fp32; bf16 on a GPU): seconds, FLOPs, bytes of all operands."
+    m, b, c, device = job.model, job.batch, job.settings, job.device
+    n, w, d, k = job.net.grid**2, c.width, job.net.dim, 2*m.tokens
+    t, E, D = n + k, c.encoder_blocks, c.decoder_blocks
+    flops = {key: b*v for key, v in vqvae_flops(c, n, d).items()}
     x = lambda *shape: torch.randn(*shape, device=device, requires_grad=True)
     block, answer, batch = m.encoder.blocks[0], m.decoder, to_device(job.cached(0), device)
     frame, two, few, three = x(2*b, t, w), x(b, 2, t, w), x(b, 2, k, w), x(3*b, t, w)
     source, target = m.standard(batch['source']), m.standard(batch['target'])
-    z, codes, guess, weight = x(b, k, w), x(b, m.tokens, s['code_dim']), x(3, b, n, d), batch['coverage']
+    z, codes, guess, weight = x(b, k, w), x(b, m.tokens, c.code_dim), x(3, b, n, d), batch['coverage']
     def books():
         (q, _, one), (g, _, other) = m.action(m.to_action(z[:, :m.tokens])), m.background(m.to_background(z[:, m.tokens:]))
-        return one + other + q.sum() + g.sum() + m.motion(torch.cat([q.flatten(1), batch['geometry'][:, 0]], 1)).sum()
+        return one + other + q.sum() + g.sum() + (m.heads.predicted(q, batch['geometry']).sum() if c.motion_head or c.flow_head else 0)
     def loss():
         error = (guess - target).square().mean(-1)
         return error[0].mean() + (error[1]*weight).sum()/weight.sum() + (error[2]*(1 - weight)).sum()/(1 - weight).sum()
     def ends():
         first, a = answer.patch(source), answer.action(codes) + answer.background(codes)
-        y = answer.norm(three[:, k:]); return first.sum() + a.sum() + (answer.gate(y).sigmoid()*source.repeat(3, 1, 1) + answer.change(y)).sum()
+        y = answer.norm(three[:, k:]); return first.sum() + a.sum() + (answer.change(y) + (answer.gate(y).sigmoid()*source.repeat(3, 1, 1) if answer.gate else 0)).sum()
     def spatial(asked=slice(None)): return block.space(frame, asked).sum()
     def optimise():
         for p in m.parameters(): p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         torch.nn.utils.clip_grad_norm_(m.parameters(), 1.); job.optimizers['fused'].step()
-    pieces = {'patch embedding': [(1, lambda: m.encoder.patch(torch.stack([source, target], 1)).sum() + m.encoder.difference(target - source).sum())],
+    pieces = {'patch embedding': [(1, lambda: m.encoder.patch(torch.stack([source, target], 1)).sum() + (m.encoder.difference(target - source).sum() if m.encoder.difference else 0))],
               'spatial attention': [(E - 1, spatial), (1, lambda: spatial(slice(k)))], 'temporal attention': [(E - 1, lambda: block.time(two).sum()), (1, lambda: block.time(few).sum())],
               'encoder mlp': [(E - 1, lambda: block.mlp(two).sum()), (1, lambda: block.mlp(few).sum())], 'decoder attention': [(D, lambda: answer.blocks[0].space(three).sum())],
               'decoder mlp': [(D, lambda: answer.blocks[0].mlp(three).sum())], 'decoder ends': [(1, ends)], 'codebooks': [(1, books)], 'losses': [(1, loss)]}
-    run = {name: [(times, lambda f=f: f().backward()) for times, f in calls] for name, calls in pieces.items()}
+    def both(f):
+        with job.autocast('bf16' if device == 'cuda' else 'fp32'): value = f()
+        value.backward()
+    run = {name: [(times, lambda f=f: both(f)) for times, f in calls] for name, calls in pieces.items()}
     run |= {'optimiser': [(1, optimise)], 'batch loading': [(1, lambda: [m.standard(v) for k, v in to_device(job.cached(1), device).items() if k in ('source', 'target')])]}
     kept = []
     for name, calls in run.items():
@@ -220,19 +228,13 @@ def label_rows(job: Job, folder: Path, repeats: int, film_s: int, hz: float = 5.
             with plainly(model, *left_out): seconds[name].append(timed(lambda: label_pairs(model, job.features, source, target, 256, progress=False)))
     for name in ways: best = min(seconds[name][1:]); kept.append(dict(kind='label', size=job.said, what=name, pairs_per_s=len(source)/best, hours_per_hour=len(source)/hz/best, best_s=best))
     times = np.arange(0, film_s - 1/hz, 1/hz); gap = int(hz); pairs = np.arange(len(times) - gap)
-    nets = {'': job.net}
-    if job.size == 'demo': nets[', channels last'] = encoder_of(job.size, job.device).to(memory_format=torch.channels_last)
     for px in (224, 480):
-        path = film(folder/f'{px}.mp4', px, film_s); best = {name: [np.inf]*3 for name in nets}
-        for _ in range(repeats):
-            for name, net in nets.items():
-                got = {}
-                def decode(): got['frames'] = torch.from_numpy(read_frames(path, times, size=net.image_px))
-                def encode(): got['features'] = net(got['frames'].to(job.device)).half().cpu().numpy()
-                def label(): label_pairs(model, got['features'], pairs, pairs + gap, 256, progress=False)
-                best[name] = [min(b, timed(f)) for b, f in zip(best[name], (decode, encode, label))]
-        for name, b in best.items():
-            kept.append(dict(kind='label', size=job.said, what=f'film of {px} × {px}, 30 fps{name}', pairs_per_s=len(pairs)/sum(b), hours_per_hour=film_s/sum(b), best_s=sum(b), decode_s=b[0], encode_s=b[1], label_s=b[2]))
+        path, got, b = film(folder/f'{px}.mp4', px, film_s), {}, [np.inf]*3
+        def decode(): got['frames'] = torch.from_numpy(read_frames(path, times, size=job.net.image_px))
+        def encode(): got['features'] = job.net(got['frames'].to(job.device)).half().cpu().numpy()
+        def label(): label_pairs(model, got['features'], pairs, pairs + gap, 256, progress=False)
+        for _ in range(repeats): b = [min(s, timed(f)) for s, f in zip(b, (decode, encode, label))]
+        kept.append(dict(kind='label', size=job.said, what=f'film of {px} × {px}, 30 fps', pairs_per_s=len(pairs)/sum(b), hours_per_hour=film_s/sum(b), best_s=sum(b), decode_s=b[0], encode_s=b[1], label_s=b[2]))
     job.model.train()
     return kept
 
@@ -258,14 +260,14 @@ def compilable(job, tiny):
 
 def largest_batch(device, folder, start=128):
     "A job of the paper's size whose plain step fits the card: the batch is halved until it does."
-    while True:
+    while start:
+        job = Job('paper', device, folder, start, frames=512); compilable(job, False)
         try:
-            job = Job('paper', device, folder, start, frames=512); compilable(job, False)
             for name in ('plain', 'ours, not compiled'): step(job, next(v for v in variants(device, False) if v.name == name), 0)
             return job
-        except torch.cuda.OutOfMemoryError:
-            job = None; torch.cuda.empty_cache(); start //= 2
-            if not start: raise SystemExit('the paper\'s size does not fit this card, not even one pair')
+        except torch.cuda.OutOfMemoryError: pass  # what failed holds memory until this block ends
+        job, start = None, start//2; torch.cuda.empty_cache()
+    raise SystemExit('the paper\'s size does not fit this card, not even one pair')
 
 
 def measure(size, device, folder, asked, peaks) -> list:
@@ -275,7 +277,7 @@ def measure(size, device, folder, asked, peaks) -> list:
     else: job = Job(size, device, folder); compilable(job, tiny)
     repeats = 2 if tiny else 10 if device == 'cuda' else 1 if paper else asked.repeats
     kept, ways = checks(job), variants(device, device == 'cuda' or not paper)
-    if paper and device == 'cpu': ways = [v for v in ways if not v.crop and v.name != 'ours, bf16, decode_share 0.25']  # a step takes half a minute
+    if paper and device == 'cpu': ways = [v for v in ways if v.decode_share == 1]  # a step takes half a minute
     if tiny: ways += [Variant('ours, compiled', compiled=True), Variant('ours, bf16, compiled', precision='bf16', compiled=True)]
     take_turns(job, ways, repeats); kept += train_rows(job, ways, peaks)
     if tiny:
@@ -296,10 +298,12 @@ if __name__ == '__main__':
     peaks = {'sgemm, large': matmul_peak(large, large, large, device=device), 'bf16 product, large': matmul_peak(large, large, large, torch.bfloat16, device), 'copy': copy_bandwidth(16 if asked.tiny else 256, device)}
     for m, k, n in ((4608, 96, 288), (4608, 96, 384), (4608, 384, 96)):
         peaks |= {f'{name}, {m} × {k} × {n}': matmul_peak(m, k, n, kind, device) for name, kind in (('sgemm', torch.float32), ('bf16 product', torch.bfloat16))}
-    rows = [dict(kind='peak', size=device, what=k, value=v) for k, v in peaks.items()]
+    rows = [dict(kind='peak', size=torch.cuda.get_device_name() if device == 'cuda' else 'cpu', what=k, value=v) for k, v in peaks.items()]
     sizes = ['tiny'] if asked.tiny else asked.sizes or (['paper'] if device == 'cuda' else ['demo', 'paper'])
     with tempfile.TemporaryDirectory() as d: rows += itertools.chain.from_iterable([measure(size, device, Path(d), asked, peaks) for size in sizes])
+    before = json.loads((RESULTS/'latent_speed.json').read_text())['rows'] if (RESULTS/'latent_speed.json').exists() else []
+    rows += [r for r in before if r['size'] not in {x['size'] for x in rows}]  # sizes that were not asked for stay as they were
     keys = dict.fromkeys(k for r in rows for k in r)
     if asked.tiny:
-        for r in rows: print({k: f'{v:.3g}' if isinstance(v, float) else v for k, v in r.items()})
+        for r in rows: print({k: f'{v:.3g}' if isinstance(v, float) else v for k, v in r.items() if v is not None})
     else: save('latent_speed', [{k: r.get(k) for k in keys} for r in rows])

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .config import VQVAEConfig
 from .training import to_device
 
 # %% ../nbs/parts/latent_speed.ipynb #e0e7d136
@@ -35,29 +36,28 @@ def encoder_flops(m, w, blocks, queries, asked=True) -> dict:  # tokens a frame,
     return flops
 
 
-def decoder_flops(n, m, w, d, c, blocks, k) -> dict:
+def decoder_flops(n, m, w, d, c, blocks, k, gate) -> dict:
     "Forward FLOPs a pair of the decoder, by part."
     return {'decoder attention': blocks*3*(linear_flops(m, w, 4*w) + 2*linear_flops(m, w, m)), 'decoder mlp': blocks*3*linear_flops(m, w, 8*w),
-            'decoder ends': linear_flops(n, d, w) + linear_flops(2*k, c, w) + 3*linear_flops(n, w, d + 1)}
+            'decoder ends': linear_flops(n, d, w) + linear_flops(2*k, c, w) + 3*linear_flops(n, w, d + gate)}
 
 # %% ../nbs/parts/latent_speed.ipynb #2eedb7e9
-def vqvae_flops(patches: int,       # a frame, as many as are seen
+def vqvae_flops(c: VQVAEConfig,     # its sizes, `decode_share`, `difference_input`, `predict`, `motion_head` and `flow_head`
+                patches: int,       # a frame, as many as are seen
                 dim: int,           # channels of a patch
-                width: int, encoder_blocks: int, decoder_blocks: int, tokens: int = 4, codes: int = 16, code_dim: int = 32,
-                decode_share: float = 1., # share of the pairs that are decoded
                 train: bool = True, # forward and backward; else labelling, which needs no decoder
                 asked: bool = True, # the last block of the encoder answers for the queries alone
                ) -> dict:           # part → FLOPs a pair
-    "Matrix-product FLOPs of the model for one pair, counted on paper; element-wise work, far less, is left out."
-    n, m, q = patches, patches + 2*tokens, 2*tokens
-    first = {'patch embedding': linear_flops(3*n, dim, width)}  # both frames, and their difference
-    flops = encoder_flops(m, width, encoder_blocks, q, asked)
-    books = linear_flops(q, width, code_dim), linear_flops(q, code_dim, codes)
-    if not train: return first | flops | {'codebooks': sum(books)}
-    answers = decoder_flops(n, m, width, dim, code_dim, decoder_blocks, tokens)
-    head = linear_flops(1, tokens*code_dim + 5, 64) + linear_flops(1, 64, 5)
-    whole = {k: 3*v for k, v in flops.items()} | {'codebooks': 3*(books[0] + head) + 2*books[1]} | {k: 3*v*decode_share for k, v in answers.items()}
-    whole['decoder ends'] -= linear_flops(n, dim, width)*decode_share  # no gradient of the features
+    "Matrix-product FLOPs of the model for one pair, counted on paper; element-wise work and the heads for coverage, leak and invariance are left out."
+    n, m, q, w = patches, patches + 2*c.tokens, 2*c.tokens, c.width
+    first = {'patch embedding': linear_flops((2 + c.difference_input)*n, dim, w)}  # both frames, and their difference
+    flops = encoder_flops(m, w, c.encoder_blocks, q, asked)
+    vectors, nearest = linear_flops(q, w, c.code_dim), linear_flops(q, c.code_dim, c.codes)
+    if not train: return first | flops | {'codebooks': vectors + nearest}
+    answers = decoder_flops(n, m, w, dim, c.code_dim, c.decoder_blocks, c.tokens, c.predict == 'gate')
+    head = linear_flops(1, c.tokens*c.code_dim + 5, 64) + linear_flops(1, 64, 10) if c.motion_head or c.flow_head else 0
+    whole = {k: 3*v for k, v in flops.items()} | {'codebooks': 3*(vectors + head) + 2*nearest} | {k: 3*v*c.decode_share for k, v in answers.items()}
+    whole['decoder ends'] -= linear_flops(n, dim, w)*c.decode_share  # no gradient of the features
     return {k: 2*v for k, v in first.items()} | whole
 
 # %% ../nbs/parts/latent_speed.ipynb #52929150
@@ -108,7 +108,7 @@ def _time(self, x):
 # %% ../nbs/parts/latent_speed.ipynb #ba2ee7d5
 def _whole(self, source, target, where=slice(None)):
     x = self.patch(torch.stack([source, target], 1)) + self.place[where] + self.frame
-    x = torch.stack([x[:, 0], x[:, 1] + self.difference(target - source)], 1)
+    if self.difference: x = torch.stack([x[:, 0], x[:, 1] + self.difference(target - source)], 1)
     x = torch.cat([self.queries.expand(len(x), 2, -1, -1), x], 2)
     for block in self.blocks: x = block(x)
     return self.norm(x)[:, 1, :len(self.queries)]
@@ -122,8 +122,8 @@ def _three(self, source, action, background, where=slice(None)):
         x = torch.cat(seen, 1)
         for block in self.blocks: x = block(x)
         x = self.norm(x[:, a.shape[1] + b.shape[1]:])
-        copied = self.gate(x).sigmoid()*source if len(answers) < 2 or self.background_first else 0
-        answers.append(self.change(x) + copied)
+        copies = self.predict != 'frame' and (len(answers) < 2 or self.background_first)
+        answers.append(self.change(x) + ((self.gate(x).sigmoid() if self.gate else 1.)*source if copies else 0.))
     return torch.stack(answers)
 
 # %% ../nbs/parts/latent_speed.ipynb #5574b0c5
