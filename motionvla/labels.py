@@ -11,6 +11,7 @@ import hashlib, importlib.util, time
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Iterator
 
@@ -33,6 +34,7 @@ class Labelling:
     pair_every_s: float # seconds between the starts of pairs
     sample_hz: float    # frames sampled a second, by time stamp
     batch: int = 64     # pairs coded at a time
+    kind: str = 'motionvla.vqvae:HybridDisentangledVQVAE'  # module and class that loads the model; others need `encode` and `from_pretrained`
 
 
 def find_model(path: str | Path) -> tuple[Path, dict | None]:  # its folder; the configuration of its run, None where that is not known
@@ -164,12 +166,12 @@ class Labeller(ClipWorker):
     def __init__(self, how: Labelling, folder, said, worker=0):
         import torch
         from motionvla.encoders import load_encoder
-        from motionvla.vqvae import HybridDisentangledVQVAE
+        module, name = how.kind.split(':'); kind = getattr(import_module(module), name)
         super().__init__(LabelWriter(folder, said, worker)); self.how = how
         torch.set_num_threads(1)  # how work is split up among threads can change the last bit
         where = f'cuda:{worker % torch.cuda.device_count()}' if torch.cuda.is_available() else 'cpu'
         self.encoder = load_encoder(how.encoder, how.image_px).to(where)
-        with redirect_stdout(None): self.model = HybridDisentangledVQVAE.from_pretrained(how.model, strict=True).eval().requires_grad_(False).to(where)
+        with redirect_stdout(None): self.model = kind.from_pretrained(how.model, strict=True).eval().requires_grad_(False).to(where)
 
     def do(self, row):
         film = open_clip(row)

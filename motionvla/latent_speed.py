@@ -130,12 +130,11 @@ def _three(self, source, action, background, where=slice(None)):
 @contextmanager
 def plainly(model: nn.Module, *left_out: str):  # tricks to leave out
     "The model computes the same without these tricks while the block lasts; raises `ValueError` for an unknown one."
-    from motionvla.vqvae import AnswerDecoder, PairEncoder, SpatialAttention, TemporalAttention
     if unknown := set(left_out) - set(TRICKS): raise ValueError(f'unknown trick {sorted(unknown)[0]!r}: choose from {", ".join(TRICKS)}')
-    plain = {kind: f for trick, kind, f in (('fused', SpatialAttention, _space), ('two_frames', TemporalAttention, _time), ('asked', PairEncoder, _whole),
-                                            ('one_pass', AnswerDecoder, _three)) if trick in left_out}
-    changed = [m for m in model.modules() if type(m) in plain]
-    for m in changed: m.forward = MethodType(plain[type(m)], m)
+    plain = {kind: f for trick, kind, f in (('fused', 'SpatialAttention', _space), ('two_frames', 'TemporalAttention', _time), ('asked', 'PairEncoder', _whole),
+                                            ('one_pass', 'AnswerDecoder', _three)) if trick in left_out}  # classes of stage 01, by name: parts import no stage
+    changed = [m for m in model.modules() if type(m).__name__ in plain]
+    for m in changed: m.forward = MethodType(plain[type(m).__name__], m)
     try: yield model
     finally:
         for m in changed: del m.forward
