@@ -65,7 +65,8 @@ class Job:
         self.features = np.load(folder/f'{size}.npy', mmap_mode='r')
         self.other = {k: torch.from_numpy(rng.random((n, *shape), dtype=np.float32)) for k, shape in dict(coverage=(self.net.grid**2,), geometry=(2, 5), body=(5,)).items()}
         torch.manual_seed(0)
-        self.model = HybridDisentangledVQVAE(self.net.dim, self.net.grid, **{k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim', 'difference_input', 'predict', 'quantiser')}).to(device).train()
+        own = {k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim', 'difference_input', 'predict', 'quantiser')}
+        self.model = HybridDisentangledVQVAE(self.net.dim, self.net.grid, **own).to(device).train()
         nn.init.normal_(self.model.decoder.change.weight, std=.02)  # as if trained: the first step would have zeros to multiply
         groups = parameter_groups(self.model, .01)
         self.optimizers = dict(fused=torch.optim.AdamW(groups, lr=1e-5, fused=True), plain=torch.optim.AdamW(groups, lr=1e-5, foreach=False, fused=False))
@@ -131,8 +132,8 @@ def train_rows(job: Job, variants: list, peaks: dict) -> list:
     kept = []
     for v in variants:
         flops, top = job.flops(v.decode_share, v.crop), peaks['sgemm, large' if v.precision == 'fp32' else 'bf16 product, large']
-        kept.append(dict(kind='train', size=job.said, what=v.name, best_s=best[v.name], median_s=float(np.median(seconds[v.name])), best_wall_s=min(v.wall), n=len(v.wall), pairs_per_s=job.batch/best[v.name],
-                         gflop=flops/1e9, gflops_per_s=flops/best[v.name]/1e9, share_of_peak=flops/best[v.name]/top, times_plain=best['plain']/best[v.name], times_ours=best['ours']/best[v.name]))
+        kept.append(dict(kind='train', size=job.said, what=v.name, best_s=best[v.name], median_s=float(np.median(seconds[v.name])), best_wall_s=min(v.wall), n=len(v.wall),
+                         pairs_per_s=job.batch/best[v.name], gflop=flops/1e9, gflops_per_s=flops/best[v.name]/1e9, share_of_peak=flops/best[v.name]/top, times_plain=best['plain']/best[v.name], times_ours=best['ours']/best[v.name]))
     return kept
 
 
@@ -159,7 +160,8 @@ def compile_row(job: Job, precision: str, repeats: int) -> dict:
     start = spent(); step(job, after, 0); cost = spent() - start
     take_turns(job, [before, after], repeats)
     saved = min(before.cpu) - min(after.cpu)
-    return dict(kind='compile', size=job.said, what=precision, compile_s=cost[0], compile_wall_s=cost[1], before_s=min(before.cpu), best_s=min(after.cpu), pays_after=int(cost[0]/saved) if saved > 0 else None)
+    return dict(kind='compile', size=job.said, what=precision, compile_s=cost[0], compile_wall_s=cost[1],
+                before_s=min(before.cpu), best_s=min(after.cpu), pays_after=int(cost[0]/saved) if saved > 0 else None)
 
 
 def part_rows(job: Job, whole: float) -> list:
@@ -234,7 +236,8 @@ def label_rows(job: Job, folder: Path, repeats: int, film_s: int, hz: float = 5.
         def encode(): got['features'] = job.net(got['frames'].to(job.device)).half().cpu().numpy()
         def label(): label_pairs(model, got['features'], pairs, pairs + gap, 256, progress=False)
         for _ in range(repeats): b = [min(s, timed(f)) for s, f in zip(b, (decode, encode, label))]
-        kept.append(dict(kind='label', size=job.said, what=f'film of {px} × {px}, 30 fps', pairs_per_s=len(pairs)/sum(b), hours_per_hour=film_s/sum(b), best_s=sum(b), decode_s=b[0], encode_s=b[1], label_s=b[2]))
+        kept.append(dict(kind='label', size=job.said, what=f'film of {px} × {px}, 30 fps', pairs_per_s=len(pairs)/sum(b),
+                         hours_per_hour=film_s/sum(b), best_s=sum(b), decode_s=b[0], encode_s=b[1], label_s=b[2]))
     job.model.train()
     return kept
 
@@ -245,7 +248,8 @@ def variants(device: str, ladder: bool) -> list:
     kept = [Variant('plain', TRICKS, plain), Variant('ours', (), own, compiled=gpu)]
     kept += [Variant('ours, not compiled', (), own)] if gpu else [Variant('ours, bf16', (), 'bf16')]
     kept += [Variant('ours, decode_share 0.25', (), own, .25, compiled=gpu)]
-    if not gpu: kept += [Variant('ours, bf16, decode_share 0.25', (), 'bf16', .25), Variant('ours, decode_share 0.25, crop 1', (), 'fp32', .25, 1), Variant('ours, bf16, decode_share 0.25, crop 1', (), 'bf16', .25, 1)]
+    if not gpu: kept += [Variant('ours, bf16, decode_share 0.25', (), 'bf16', .25), Variant('ours, decode_share 0.25, crop 1', (), 'fp32', .25, 1),
+                          Variant('ours, bf16, decode_share 0.25, crop 1', (), 'bf16', .25, 1)]
     if ladder:
         kept += [Variant(f'ours without {t}', (t,), own) for t in TRICKS]
         kept += [Variant(f'plain with {t}', tuple(x for x in TRICKS if x != t), plain) for t in TRICKS]
@@ -295,7 +299,8 @@ if __name__ == '__main__':
     asked = parser.parse_args(); device = 'cuda' if torch.cuda.is_available() and not asked.tiny else 'cpu'
     torch.set_num_threads(1)
     large = 256 if asked.tiny else 8192 if device == 'cuda' else 2048
-    peaks = {'sgemm, large': matmul_peak(large, large, large, device=device), 'bf16 product, large': matmul_peak(large, large, large, torch.bfloat16, device), 'copy': copy_bandwidth(16 if asked.tiny else 256, device)}
+    peaks = {'sgemm, large': matmul_peak(large, large, large, device=device), 'bf16 product, large': matmul_peak(large, large, large, torch.bfloat16, device),
+             'copy': copy_bandwidth(16 if asked.tiny else 256, device)}
     for m, k, n in ((4608, 96, 288), (4608, 96, 384), (4608, 384, 96)):
         peaks |= {f'{name}, {m} × {k} × {n}': matmul_peak(m, k, n, kind, device) for name, kind in (('sgemm', torch.float32), ('bf16 product', torch.bfloat16))}
     rows = [dict(kind='peak', size=torch.cuda.get_device_name() if device == 'cuda' else 'cpu', what=k, value=v) for k, v in peaks.items()]
