@@ -68,8 +68,9 @@ class SharedNorm(nn.Module):
 # %% ../nbs/parts/quantisers.ipynb #462b52ad
 class SharedRandom(nn.Module):
     "Random choices that all processes agree on, and that a checkpoint continues: they depend on a seed and on how many came before."
-    def __init__(self):
+    def __init__(self, block: int = 1):  # vectors a row of the batch, where they are counted one by one
         super().__init__()
+        self.block = block
         self.register_buffer('drawn', torch.tensor([int(torch.randint(2**62, (), device='cpu')), 0]))  # seed, draws so far
 
     def generator(self) -> torch.Generator:
@@ -78,26 +79,25 @@ class SharedRandom(nn.Module):
         self.drawn[1] += 1
         return torch.Generator().manual_seed(int(seed))
 
-    def span(self, n: int) -> tuple:  # own rows → (number of the first, rows of all processes)
-        "Where this process's rows stand in the whole batch."
-        if _processes() == 1: return 0, n
-        sizes = self.drawn.new_zeros(_processes()); sizes[distributed.get_rank()] = n
-        sizes = sum_processes_(sizes).tolist()
-        return sum(sizes[:distributed.get_rank()]), sum(sizes)
+    def places(self, n: int, block: int) -> torch.Tensor:  # own vectors → `n` numbers
+        "Which vectors of the whole batch this process's are: rows are dealt out in turn (`training.share`), equally many to each."
+        own, rank = torch.arange(n), distributed.get_rank() if _processes() > 1 else 0
+        return (own//block*_processes() + rank)*block + own % block
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         "Standard normal numbers, of the shape, type and place of `like`, whose first axis is the batch."
-        first, total = self.span(len(like))
-        return torch.randn(total, *like.shape[1:], generator=self.generator())[first:first + len(like)].to(like)
+        whole = torch.randn(len(like)*_processes(), *like.shape[1:], generator=self.generator())
+        return whole[self.places(len(like), 1)].to(like)
 
     def rows(self, x: torch.Tensor, count: int) -> torch.Tensor:  # `h n d` → `h count d`
         """Some vectors of the whole batch, a hundredth aside, the same on all processes; with repetition only where there are too few.
 
         Aside, because an entry may already stand there: between equal entries rounding would decide, and differently for each number of processes."""
-        first, total = self.span(x.shape[1]); generator = self.generator()
+        total, generator = x.shape[1]*_processes(), self.generator()
         drawn = torch.cat([torch.randperm(total, generator=generator) for _ in range(count//total + 1)])[:count]
         aside = .01*torch.randn(len(x), count, x.shape[-1], generator=generator)
-        rows = (drawn - first).to(x.device); mine = (rows >= 0) & (rows < x.shape[1])
+        own = torch.full((total,), -1); own[self.places(x.shape[1], self.block)] = torch.arange(x.shape[1])
+        rows = own[drawn].to(x.device); mine = rows >= 0
         out = torch.zeros_like(aside, device=x.device, dtype=x.dtype); out[:, mine] = x[:, rows[mine]] + aside.to(x)[:, mine]
         return sum_processes_(out)
 
@@ -107,10 +107,10 @@ DEAD = .05  # of an even share: entries chosen less often start anew at a vector
 
 class SharedCodebook(Codebook):
     "Entries `heads codes dim` that are the same on all processes, and the same as on one."
-    def __init__(self, codes, dim, decay=.98, restart=True, learned=False, heads=1, kmeans=True):
+    def __init__(self, codes, dim, decay=.98, restart=True, learned=False, heads=1, kmeans=True, block=1):
         super().__init__(dim, codes, num_codebooks=heads, kmeans_init=kmeans, decay=decay, threshold_ema_dead_code=int(restart),
                          learnable_codebook=learned, ema_update=not learned)
-        self.random = SharedRandom()
+        self.random = SharedRandom(block)
         self.sample_fn = self.replace_sample_fn = self.random.rows
         self.kmeans_all_reduce_fn = self.all_reduce_fn = sum_processes_
         self.embed.data.normal_(); self.embed_avg.copy_(self.embed.data)
@@ -164,7 +164,7 @@ class NearestEntry(Quantiser):
     learned = False
     def __init__(self, kind, codes, dim, positions, beta, decay, restart, steps, kmeans):
         super().__init__(kind, codes, dim, positions, beta)
-        self.codebook = SharedCodebook(codes, dim, decay, restart, self.learned, kmeans=kmeans)
+        self.codebook = SharedCodebook(codes, dim, decay, restart, self.learned, kmeans=kmeans, block=positions)
 
     def vectors(self, index): return self.codebook.embed[0][index]
 
@@ -307,7 +307,7 @@ class Residual(Quantiser):
     def __init__(self, kind, codes, dim, positions, beta, decay, restart, steps, kmeans):
         super().__init__(kind, codes, dim, positions, beta)
         self.sizes = residual_sizes(codes)
-        self.coarse, self.fine = (SharedCodebook(n, dim, decay, restart, kmeans=kmeans) for n in self.sizes)
+        self.coarse, self.fine = (SharedCodebook(n, dim, decay, restart, kmeans=kmeans, block=positions) for n in self.sizes)
 
     def describe(self) -> dict: return super().describe() | dict(levels=self.sizes)
 
