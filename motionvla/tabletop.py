@@ -180,8 +180,8 @@ def _dress_room(model, data, looks):
         if c and name != 'mover': model.body(name).pos, model.body(name).quat = [c['x'], c['y'], c['z']], turned(c['yaw'])
     for name, light in zip(('sun', 'lamp'), [*looks['lights'], None]):
         lamp = model.light(name)
-        lamp.diffuse = light['rgb'] if light else [0] * 3
-        if light: toward = -np.array(light['source']); lamp.dir = toward / np.linalg.norm(toward)
+        lamp.active = light is not None  # one that is only black would still leave its gleam on things
+        if light: toward = -np.array(light['source']); lamp.diffuse, lamp.dir = light['rgb'], toward / np.linalg.norm(toward)
     headlight = model.vis.headlight
     headlight.ambient, headlight.diffuse, headlight.specular = [looks['ambient']] * 3, [.2] * 3, [.05] * 3
 

@@ -58,3 +58,28 @@ def test_wrong_words(tmp_path, words, said):
     done = motionvla('world', '--n', 1, '--out', tmp_path/'out', *words)
     assert done.returncode == 2 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
     assert not (tmp_path/'out'/'clips').exists()
+
+@pytest.mark.parametrize('body', ['hand', 'left_hand', 'two_hands', 'franka', 'fetch', 'two_franka'])
+def test_a_picture_does_not_depend_on_what_was_drawn_before(body):
+    "A renderer keeps lamps, textures and clutter from scene to scene: each scene must set all of them."
+    from motionvla.scenes import sample_scene
+    from motionvla.splits import SHOWN
+    from motionvla.tabletop import Tabletop
+    from motionvla.tasks import ONE_ARM, sample_task
+    scenes = []
+    for i in range(24):
+        rng = np.random.default_rng([5, i]); task = sample_task(rng, ONE_ARM[i % len(ONE_ARM)], tuple(SHOWN['human']))
+        scenes.append(sample_scene(rng, task, body, wild=i % 4 / 3))
+    looks = [s.looks for s in scenes]
+    for what in ({len(l['lights']) for l in looks}, {bool(l['mover']) for l in looks}, {bool(l['clutter']) for l in looks}): assert len(what) > 1  # both kinds are among them
+    def drawn(order):
+        env, out = None, {}
+        for i in order:
+            if env is None: env = Tabletop(scenes[i], image_px=64)
+            else: env.reset(scenes[i])
+            out[i] = [env.render(camera) for camera in env.cameras()] + [env.body_mask()]
+        env.close()
+        return out
+    first, again = drawn(range(24)), drawn([*range(23, -1, -1)])
+    for i in range(24):
+        for a, b in zip(first[i], again[i]): assert np.array_equal(a, b), f'scene {i}'
