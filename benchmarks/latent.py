@@ -14,9 +14,10 @@ from motionvla.latents import Method
 WORLD = dict(human_clips=600, human_test=.25, trajectories_per_task=30, robot_test=8, other_robots=['fetch'])
 #: our own model: name → what of the profile's section vqvae is changed
 OURS = dict(
-    ours={}, paper=dict(motion_head=0., flow_head=0., difference_input=False, predict='frame'),
+    ours={}, paper=dict(motion_head=0., flow_head=0., difference_input=False, motion_input=False, predict='frame', code_dim=32),
     # a part of ours left out
     no_flow_head=dict(flow_head=0.), no_motion_head=dict(motion_head=0.), no_heads=dict(motion_head=0., flow_head=0.), no_difference_input=dict(difference_input=False),
+    no_motion_input=dict(motion_input=False), no_motion_input_or_heads=dict(motion_input=False, motion_head=0., flow_head=0.),
     no_robot_videos=dict(train_on_robot=False), no_crop=dict(crop=0),
     # what the paper's release does otherwise
     release_target_mask=dict(mask_frames='target'), release_hard_coverage=dict(coverage='hard@0.47'), release_no_restart=dict(restart_dead_codes=False, collapse_share=0.),
@@ -52,17 +53,17 @@ def link(path, target):
 
 class Ours(Method):
     "The Hybrid Disentangled VQ-VAE: its action codes, and what they were before they were quantised."
-    uses, choices = ('features', 'masks'), tuple(dict(lr=lr) for lr in (3e-4, 1e-3, 3e-3))
+    uses, choices = ('features', 'masks'), tuple(dict(lr=lr, beta=beta) for lr in (1e-3, 3e-3) for beta in (.25, .01))
 
     def __init__(self, name, config, overrides):
         from motionvla.config import update
         self.name, self.config = name, update(copy.deepcopy(config), overrides)
-        self.tokens, self.codes = self.config.tokens, self.config.codes
+        self.tokens, self.codes, self.beta = self.config.tokens, self.config.codes, self.config.beta
 
     def fit(self, data, steps, lr, seed, folder):
         from motionvla.training import batch_rows, fit
         from motionvla.vqvae import bin_vectors, new_vqvae, pair_batch, vqvae_loss, with_gaps
-        c = self.config; c.steps, c.lr = steps, lr
+        c = self.config; c.steps, c.lr, c.beta = steps, lr, self.beta
         told = moving(with_gaps(data.pairs, c.gaps_s), data.steps) if c.gaps_s else data.pairs
         rows = np.r_[data.rows, np.arange(len(data.pairs), len(told))]   # further gaps: of training clips alone
         self.net = new_vqvae(SimpleNamespace(path=Path(folder), config=SimpleNamespace(vqvae=c, seed=seed)), data.features, told)
@@ -79,7 +80,7 @@ class Ours(Method):
         with torch.no_grad():
             for part in np.array_split(numbers, 1 + len(numbers)//64):
                 b = pair_batch(data.features, data.pairs, part)
-                action = net.latents(net.standard(b['source']), net.standard(b['target']))[0]
+                action = net.latents(net.standard(b['source']), net.standard(b['target']), body=b.get('body'))[0]
                 z.append(action); codes.append(net.action(action)[1])
         z = torch.cat(z).numpy()
         return dict(codes=torch.cat(codes).numpy(), latents=z.reshape(len(z), -1), hidden=z)
@@ -175,7 +176,7 @@ def search_cell(world, name, masks, steps) -> list:
     for choice in every:
         method, how = method_of(name, world.config), dict(choice); lr = how.pop('lr', world.config.lr)
         seen, start = held_out(world.seen(masks, method.uses)), time.process_time()
-        folder = world.data/'search'/f'{name}-{masks}-{steps}'/f'lr-{lr:g}'
+        folder = world.data/'search'/f'{name}-{masks}-{steps}'/'-'.join(f'{k}-{v:g}' for k, v in (('lr', lr), ('beta', how.get('beta', 0.))))  # what a training depends on
         method.choose(**how).fit(seen, steps, lr, SEARCH_SEED, folder)
         told = method.encode(seen, np.arange(len(seen.pairs)))
         row = dict(method=name, masks=masks, steps=steps, choice=choice, **losses(folder))

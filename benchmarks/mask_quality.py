@@ -61,7 +61,7 @@ def row_run(base, data: Path, kind: str, strength: float, seed: int, steps: int)
     from motionvla.mask_measure import coverage, geometry, iou
     from motionvla.runs import open_run, read_json
     world = {k: getattr(base.config.world, k) for k in ('human_clips', 'human_test', 'trajectories_per_task', 'robot_test')}
-    run = open_run(data/'running'/f'{kind}-{strength}-{seed}', 'demo', seed, dict(world=world, vqvae=dict(steps=steps, flow_head=0.)))  # without the head that needs pictures
+    run = open_run(data/'running'/f'{kind}-{strength}-{seed}', 'demo', seed, dict(world=world, vqvae=dict(steps=steps, flow_head=0., motion_input=False)))  # without what needs pictures
     (run.path/'vqvae').mkdir(exist_ok=True)
     for part in ('world', 'vqvae/features.npy'):
         if not (run.path/part).exists(): (run.path/part).symlink_to(base.path/part)

@@ -19,12 +19,13 @@ from .latent_probe import load_truth, one_hot, probe, r2
 from .runs import Run, open_run, read_json, read_parquet, write_json, write_parquet
 
 # %% ../nbs/02_codebook.ipynb #95efd5b1
-def label_pairs(model,              # has `encode(source b n d, target b n d) -> (action codes b k, background codes b k)`
+def label_pairs(model,              # has `encode(source b n d, target b n d, *told) -> (action codes b k, background codes b k)`
                 features,           # rows n d, on disk or in memory
                 source: np.ndarray, # `p` rows of the first frames
                 target: np.ndarray, # `p` rows of the second frames
                 batch: int = 256,   # pairs at a time
                 progress: bool = True,
+                body: np.ndarray = None, # `p 5`, how the body moved (`told_motion`), for a model that is told
                ) -> tuple:          # action codes and background codes, `p k` each
     "The codes of all pairs, a batch at a time, so that no more than a batch of features is ever in memory (paper, III-C)."
     import torch
@@ -33,7 +34,8 @@ def label_pairs(model,              # has `encode(source b n d, target b n d) ->
     with torch.no_grad():
         for i in tqdm(range(0, len(source), batch), desc='label', disable=not progress, file=sys.stdout, ascii=True, mininterval=1., ncols=100):
             pair = [torch.from_numpy(np.asarray(features[rows[i:i + batch]], np.float32)).to(where) for rows in (source, target)]
-            out.append([c.cpu().numpy() for c in model.encode(*pair)])
+            told = [] if body is None else [torch.from_numpy(body[i:i + batch]).to(where)]
+            out.append([c.cpu().numpy() for c in model.encode(*pair, *told)])
     return tuple(np.concatenate(c) for c in zip(*out))
 
 # %% ../nbs/02_codebook.ipynb #174806c8
@@ -64,14 +66,15 @@ def measured_pairs(clips: np.ndarray, # `p` names
     return np.sort(np.concatenate(keep))
 
 # %% ../nbs/02_codebook.ipynb #5877b3f9
-def vectors(model, features, source, target, batch=64) -> np.ndarray: # `p k c`
+def vectors(model, features, source, target, body=None, batch=64) -> np.ndarray: # `p k c`
     "Action vectors before they are quantised."
     import torch
     where, out = next(model.parameters()).device, []
     with torch.no_grad():
         for i in range(0, len(source), batch):
             x, y = (model.standard(torch.from_numpy(np.asarray(features[r[i:i + batch]], np.float32)).to(where)) for r in (source, target))
-            out.append(model.latents(x, y)[0].float().cpu().numpy())
+            told = None if body is None else torch.from_numpy(body[i:i + batch]).to(where)
+            out.append(model.latents(x, y, body=told)[0].float().cpu().numpy())
     return np.concatenate(out)
 
 
@@ -79,6 +82,7 @@ def measure_run(run: Run, features,   # rows n d
                 labels: dict,         # from `load_labels`
                 pairs: dict,          # columns of pairs.parquet, same rows
                 model,                # that made the labels
+                body=None,            # `p 5`, what it was told
                ) -> dict:             # action, background, feature_diff → what `measure` says of them
     "All figures of the run's codes, and of the squeezed feature difference; truth, where there is any, is read for these alone."
     from motionvla.latents import FeatureDifference, latent_data
@@ -87,7 +91,7 @@ def measure_run(run: Run, features,   # rows n d
     c, rows = run.config, measured_pairs(labels['clip'], seed=run.config.seed)
     some = {k: v[rows] for k, v in pairs.items()}; truth = load_truth(run, some)
     how = dict(truth=truth, clips=some['clip'], body=some['body'], split=some['split'], size=c.vqvae.codes, penalty=c.codebook.ridge, seed=c.seed)
-    out = dict(action=measure(labels['action'][rows], hidden=vectors(model, features, some['source'], some['target']), **how),
+    out = dict(action=measure(labels['action'][rows], hidden=vectors(model, features, some['source'], some['target'], None if body is None else body[rows]), **how),
                background=measure(labels['background'][rows], network=False, **how))
     if truth is None: return out
     every = load_pairs(run); learn = training_rows(run, every)
@@ -102,15 +106,15 @@ REPORTED = ('motion_r2', 'camera_r2', 'background_id_acc', 'body_acc', 'hand_to_
 def make_codebook(run: Run):
     "Labels all pairs, human and robot, then measures what the labels hold. Labels are written whole or not at all."
     from motionvla.encoders import ensure_features
-    from motionvla.vqvae import load_vqvae
+    from motionvla.vqvae import load_vqvae, told_motion
     folder, features, model = run.stage('codebook'), ensure_features(run), load_vqvae(run).to(device())
-    pairs = read_parquet(run.path/'masks'/'pairs.parquet')
+    pairs = read_parquet(run.path/'masks'/'pairs.parquet'); body = told_motion(run, model, pairs['source'], pairs['target'])
     batch = run.config.codebook.batch if device().type == 'cuda' else min(64, run.config.codebook.batch)  # small ones stay in a CPU's cache
-    action, background = label_pairs(model, features, pairs['source'], pairs['target'], batch)
+    action, background = label_pairs(model, features, pairs['source'], pairs['target'], batch, body=body)
     columns = {k: pairs[k] for k in ('pair', 'source', 'clip', 'body', 'split')}
     columns |= {f'a{i}': c for i, c in enumerate(action.T)} | {f'b{i}': c for i, c in enumerate(background.T)}
     write_parquet(folder/'labels.parquet', columns)
-    scores = measure_run(run, features, load_labels(run), pairs, model)
+    scores = measure_run(run, features, load_labels(run), pairs, model, body)
     write_json(folder/'probes.json', scores)
     report = {k: scores['action'].get(k) for k in REPORTED} | {f'{k}_background': scores['background'].get(k) for k in ('motion_r2', 'camera_r2')}
     report['motion_r2_feature_diff'] = scores.get('feature_diff', {}).get('motion_r2')

@@ -84,9 +84,10 @@ class VQVAEConfig:
     decoder_blocks: int = 3       # spatial
     tokens: int = 4               # action tokens a pair, and as many background tokens
     codes: int = 16               # entries in each codebook
-    code_dim: int = 32            # width of an entry (paper: 128)
+    code_dim: int = 4             # width of an entry (paper: 128)
     beta: float = 0.25            # commitment weight
     difference_input: bool = True # show the encoder the difference of the patches too (paper: no)
+    motion_input: bool = True     # tell the encoder how the body moved against the room, as mask and flow say (paper: no)
     predict: str = 'gate'         # what the decoder says: frame (the paper) | change | gate, the first frame times a gate plus a change
     motion_head: float = 0.3      # weight of the predicted change of mask geometry; this and the next four at 0 = the paper's losses alone
     flow_head: float = 1.0        # weight of the predicted motion of the body against the room

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LatentData', 'run_frames', 'run_states', 'latent_data', 'Method', 'kept_back', 'Random', 'principal',
-           'ProductQuantiser', 'Described', 'FeatureDifference', 'MaskGeometry', 'LinearLAM']
+           'ProductQuantiser', 'Described', 'FeatureDifference', 'MaskGeometry', 'BodyMotion', 'LinearLAM']
 
 # %% ../nbs/parts/latents.ipynb #624cb8a0
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from .config import ConfigError
+from .datasets import clip_part
 from .runs import atomic_path, read_parquet
 
 # %% ../nbs/parts/latents.ipynb #27f606ff
@@ -206,16 +207,17 @@ class Described(Method):
 
 # %% ../nbs/parts/latents.ipynb #192575f9
 class FeatureDifference(Described):
-    "PCA of the difference of the two frames' features; `masked` weighs each patch by its coverage."
-    standardised = True
-    choices = tuple(c | dict(standardised=s) for s in (True, False) for c in Described.choices)
+    "PCA of the difference of the two frames' features; `masked` weighs each patch by its coverage, `people` fits it to human clips alone."
+    standardised, people = True, False
+    choices = tuple(c | dict(standardised=s, people=p) for p in (False, True) for s in (True, False) for c in Described.choices)
 
     def __init__(self, tokens=4, codes=16, masked=False):
         super().__init__(tokens, codes); self.masked = masked
         self.name, self.uses = 'feature_difference' + '_masked'*masked, ('features', 'masks')[:1 + masked]
 
     def fit(self, data, steps=0, lr=0., seed=0, folder=None):
-        return super().fit(data, steps, lr, seed, folder and Path(folder)/('standardised' if self.standardised else 'raw'))
+        if self.people: data = replace(data, rows=data.rows[clip_part(data.pairs.clip[data.rows]) == 'human'])
+        return super().fit(data, steps, lr, seed, folder and Path(folder)/(('standardised' if self.standardised else 'raw') + '-people'*self.people))
 
     def describe(self, data, numbers):
         s, t = data.pairs.source[numbers], data.pairs.target[numbers]
@@ -244,6 +246,18 @@ class MaskGeometry(Described):
     def describe(self, data, numbers):
         x = np.clip((self.both(data, numbers) - self.state['centre'])/self.state['scale'], -4, 4)
         return (np.where(np.isfinite(x).all(1, keepdims=True), x, 0)*np.r_[np.ones(5), np.full(5, self.first)]).astype(np.float32)
+
+# %% ../nbs/parts/latents.ipynb #e29f5a7b
+class BodyMotion(Described):
+    "The body's motion against the room, in units of its spread; raises `ConfigError` for pairs without it."
+    name, uses, components, dims = 'body_motion', ('masks',), 5, 1
+    choices = tuple(dict(dims=d, whiten=w) for d in (1, 2) for w in (False, True))
+
+    def prepare(self, data, rows, seed):
+        if data.pairs.motion is None: raise ConfigError("body_motion needs the body's motion: replace(pairs, motion=…) with pair_motion_2d of motionvla.mask_motion")
+        return dict(scale=np.maximum(np.sqrt(np.square(data.pairs.motion[rows]).mean(0)), 1e-6))
+
+    def describe(self, data, numbers): return np.clip(data.pairs.motion[numbers]/self.state['scale'], -4, 4).astype(np.float32)
 
 # %% ../nbs/parts/latents.ipynb #4b180800
 class LinearLAM(Described):

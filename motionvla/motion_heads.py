@@ -68,6 +68,10 @@ class MotionHeads(nn.Module):
         if body is not None: self.body_std.copy_(body.square().mean(0).sqrt().clamp(min=1e-4))
         if camera is not None: self.camera_mean.copy_(camera.mean(0)); self.camera_std.copy_(camera.std(0).clamp(min=1e-4))
 
+    def body_units(self, body: torch.Tensor) -> torch.Tensor:  # `b 5` each
+        "Body motion in units of its spread, cut at four of them."
+        return (body/self.body_std).clamp(-4, 4)
+
     def predicted(self, action: torch.Tensor,     # `b k c`
                   geometry: torch.Tensor,         # `b 2 5`; only the first is looked at
                  ) -> torch.Tensor:               # `b 10`: change of geometry, body motion, in units of their spread
@@ -84,7 +88,7 @@ def motion_losses(heads: MotionHeads, action, batch) -> dict:  # `b k c`; geomet
     change = ((batch['geometry'][:, 1] - batch['geometry'][:, 0])/heads.change_std).nan_to_num().clamp(-4, 4)
     mean = lambda error: shared_mean((error.square().mean(1)*ok).sum(), ok.sum(), 1.)
     out = dict(motion=mean(guess[:, :5] - change))
-    if 'body' in batch: out['flow'] = mean(guess[:, 5:] - (batch['body']/heads.body_std).clamp(-4, 4))
+    if 'body' in batch: out['flow'] = mean(guess[:, 5:] - heads.body_units(batch['body']))
     return out
 
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['queries_keys_values', 'attention', 'SpatialAttention', 'TemporalAttention', 'mlp', 'SpatialBlock',
            'SpatioTemporalBlock', 'learned', 'PairEncoder', 'AnswerDecoder', 'HybridDisentangledVQVAE', 'masked_mean',
-           'crop_window', 'vqvae_loss', 'training_rows', 'add_motion', 'pair_batch', 'with_gaps', 'new_vqvae',
-           'use_of_codes', 'evaluate', 'bin_vectors', 'make_vqvae', 'ensure_vqvae', 'load_vqvae', 'clip_codes']
+           'crop_window', 'vqvae_loss', 'training_rows', 'add_motion', 'told_motion', 'pair_batch', 'with_gaps',
+           'new_vqvae', 'use_of_codes', 'evaluate', 'bin_vectors', 'make_vqvae', 'ensure_vqvae', 'load_vqvae',
+           'clip_codes']
 
 # %% ../nbs/01_vqvae.ipynb #421084d1
 from contextlib import redirect_stdout
@@ -20,14 +21,15 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .config import VQVAEConfig, set_seed
-from .datasets import clip_part
+from .datasets import clip_part, list_clips, open_dataset
 from .encoders import ensure_features
-from .mask_motion import ensure_motion, pair_motion_2d, sample_coverage
+from .mask_motion import BODY_MOTION, ensure_motion, pair_motion_2d, sample_coverage
 from .masks import Pairs, ensure_masks, load_pairs
 from .motion_heads import MotionHeads, coverage_loss, foreground, invariance_loss, leak_loss, motion_losses, other_background, unaligned
 from .quantisers import CollapseGate, make_quantiser
 from .runs import Run, atomic_path, open_run, processes
 from .training import batch_rows, curves, fit, from_main, launch, share_of, shared_mean
+from .video import VideoError
 
 # %% ../nbs/01_vqvae.ipynb #4dd6dffb
 def queries_keys_values(qkv, x, asked):
@@ -101,15 +103,19 @@ def learned(*shape): return nn.Parameter(.02*torch.randn(*shape))
 
 class PairEncoder(nn.Module):
     "Two frames' patches → what k action queries and k background queries have become at the second frame."
-    def __init__(self, dim, patches, width, heads, blocks, tokens, difference=True):
+    def __init__(self, dim, patches, width, heads, blocks, tokens, difference=True, motion=False):
         super().__init__()
         self.patch, self.difference = nn.Linear(dim, width), nn.Linear(dim, width, bias=False) if difference else None
+        self.motion = nn.Linear(len(BODY_MOTION), width) if motion else None
         self.place, self.frame, self.queries = learned(patches, width), learned(2, 1, width), learned(2*tokens, width)
         self.blocks, self.norm = nn.ModuleList(SpatioTemporalBlock(width, heads) for _ in range(blocks)), nn.LayerNorm(width)
 
-    def forward(self, source, target, where=slice(None)):  # `b n d` each; which patches they are → `b 2k w`
+    def forward(self, source, target, where=slice(None), body=None):  # `b n d` each; which patches they are; `b 5` → `b 2k w`
         x = self.patch(torch.stack([source, target], 1)) + self.place[where] + self.frame
         if self.difference: x = x + torch.stack([torch.zeros_like(x[:, 0]), self.difference(target - source)], 1)
+        if self.motion:
+            told = self.motion(body)[:, None, None]
+            x = torch.cat([torch.cat([torch.zeros_like(told), told], 1), x], 2)  # the first frame knows nothing of it
         x = torch.cat([self.queries.expand(len(x), 2, -1, -1), x], 2)
         for block in self.blocks[:-1]: x = block(x)
         return self.norm(self.blocks[-1](x, slice(len(self.queries)))[:, 1])  # of the last block nobody reads more
@@ -147,12 +153,12 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
     def __init__(self, dim: int, grid: int,  # of the frozen features: channels, patches a side
                  width: int = 96, heads: int = 4, encoder_blocks: int = 3, decoder_blocks: int = 3,
                  tokens: int = 4, codes: int = 16, code_dim: int = 32, beta: float = .25, decay: float = .98,
-                 background_sees_first_frame: bool = False, difference_input: bool = True, predict: str = 'gate',
+                 background_sees_first_frame: bool = False, difference_input: bool = True, motion_input: bool = False, predict: str = 'gate',
                  quantiser: str = 'vq', restart_dead_codes: bool = True, collapse_share: float = 0., steps: int = 0):  # as in `VQVAEConfig`
         super().__init__()
-        self.dim, self.grid, self.tokens, self.codes = dim, grid, tokens, codes
+        self.dim, self.grid, self.tokens, self.codes, self.motion_input = dim, grid, tokens, codes, motion_input
         self.register_buffer('mean', torch.zeros(dim)); self.register_buffer('std', torch.ones(dim))
-        self.encoder = PairEncoder(dim, grid**2, width, heads, encoder_blocks, tokens, difference_input)
+        self.encoder = PairEncoder(dim, grid**2, width, heads, encoder_blocks, tokens, difference_input, motion_input)
         self.to_action, self.to_background = nn.Linear(width, code_dim), nn.Linear(width, code_dim)
         self.action, self.background = (make_quantiser(quantiser, codes, code_dim, tokens, beta, decay, restart_dead_codes, steps//2) for _ in range(2))
         self.decoder = AnswerDecoder(dim, grid**2, width, heads, decoder_blocks, tokens, code_dim, background_sees_first_frame, predict)
@@ -160,26 +166,31 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
 
     def standard(self, features): return (features.float() - self.mean)/self.std
 
-    def latents(self, source, target, where=slice(None)):  # `b n d` standardised
-        "Action and background vectors before quantisation, `b k c` each."
-        action, background = self.encoder(source, target, where).chunk(2, 1)
+    def latents(self, source, target, where=slice(None), body=None):  # `b n d` standardised; `b 5`, how the body moved, for a model that is told
+        "Action and background vectors before quantisation, `b k c` each. Raises `ValueError` where the body's motion is missing."
+        if self.motion_input:
+            if body is None or body.shape != (len(source), len(BODY_MOTION)):
+                raise ValueError(f'this model is told how the body moved (vqvae.motion_input): body must be {len(source)} {len(BODY_MOTION)}, not {None if body is None else tuple(body.shape)}')
+            body = self.heads.body_units(body)
+        action, background = self.encoder(source, target, where, body).chunk(2, 1)
         return self.to_action(action), self.to_background(background)
 
-    def forward(self, source, target, where=slice(None)):
+    def forward(self, source, target, where=slice(None), body=None):
         "Standardised features `b n d` of both frames → for action and background each (entries `b k c`, indices `b k`, loss)."
-        action, background = self.latents(source, target, where)
+        action, background = self.latents(source, target, where, body)
         return self.action(action), self.background(background)
 
     @torch.no_grad()
     def encode(self,
                source: torch.Tensor, # `b n d` frozen features of the first frames
                target: torch.Tensor, # `b n d` of the second frames
+               body: torch.Tensor = None, # `b 5`, how the body moved (`pair_motion_2d`): a model with `motion_input` has to know
               ) -> tuple:            # (action codes `b k`, background codes `b k`), int64
-        "The codes of frame pairs; raises `ValueError` for features of another shape, or while training."
+        "The codes of frame pairs; raises `ValueError` for features of another shape, a missing motion, or while training."
         if source.shape != target.shape or source.shape[1:] != (self.grid**2, self.dim):
             raise ValueError(f'features must be b {self.grid**2} {self.dim} for both frames, not {tuple(source.shape)} and {tuple(target.shape)}')
         if self.training: raise ValueError('call .eval() first: codes must not depend on the other pairs of the batch')
-        action, background = self(self.standard(source), self.standard(target))
+        action, background = self(self.standard(source), self.standard(target), body=body)
         return action[1], background[1]
 
     @torch.no_grad()
@@ -217,7 +228,8 @@ def vqvae_loss(model: HybridDisentangledVQVAE,
     if c.crop and model.training:
         where = crop_window(model.grid, c.crop).to(source.device)
         source, target, weight = source[:, where], target[:, where], weight[:, where] if c.align_augmentation else unaligned(weight, c.crop)
-    za, zb = model.latents(source, target, where)
+    body = batch.get('body')
+    za, zb = model.latents(source, target, where, body)
     (action, index, loss_a), (background, _, loss_b) = model.action(za), model.background(zb)
     if c.collapse_share: model.gate(index)
     some = share_of(len(source), c.decode_share)
@@ -229,7 +241,7 @@ def vqvae_loss(model: HybridDisentangledVQVAE,
     if c.coverage_head: parts['cover'] = coverage_loss(model.heads, action, batch)
     if c.leak: parts['leak'] = leak_loss(model.heads, action, batch)
     if c.invariance:
-        parts['invariance'] = invariance_loss(za[:some], model.latents(*other_background(source[:some], target[:some], weight[:some]), where)[0])
+        parts['invariance'] = invariance_loss(za[:some], model.latents(*other_background(source[:some], target[:some], weight[:some]), where, body if body is None else body[:some])[0])
     for name, much in dict(motion=c.motion_head, flow=c.flow_head, cover=c.coverage_head, leak=c.leak, invariance=c.invariance).items():
         if much: loss = loss + much*parts[name]
     return loss, {k: v.detach() for k, v in parts.items()}
@@ -247,8 +259,15 @@ def add_motion(run: Run, pairs: Pairs) -> Pairs:
     "The same pairs, with what the run's losses need besides: coverage of each sample, motion of body and camera; made where the run has it not."
     c = run.config.vqvae; more = {}
     if c.coverage_head or c.mask_frames == 'target' or c.gaps_s: more['cover'] = sample_coverage(run)
-    if c.flow_head or c.leak: more['motion'], more['camera'] = pair_motion_2d(*ensure_motion(run), pairs.source, pairs.target)
+    if c.flow_head or c.leak or c.motion_input: more['motion'], more['camera'] = pair_motion_2d(*ensure_motion(run), pairs.source, pairs.target)
     return replace(pairs, **more)
+
+
+def told_motion(run: Run, model, # trained
+                source: np.ndarray, target: np.ndarray, # `p` rows
+               ) -> np.ndarray:  # float32 `p 5`; None for a model that looks by itself
+    "How the body moved over pairs of the run's frames, for a model that is told."
+    return pair_motion_2d(*ensure_motion(run), source, target)[0] if model.motion_input else None
 
 
 def pair_batch(features, pairs: Pairs, rows) -> dict:
@@ -284,7 +303,7 @@ def new_vqvae(run: Run, features, pairs: Pairs) -> HybridDisentangledVQVAE:
         raise ValueError(f'masks have {m} patches a frame and features {n}: set masks.grid to {round(n**.5)}, or change vqvae.image_px')
     set_seed(run.config.seed)
     own = {k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'tokens', 'codes', 'code_dim', 'beta', 'decay', 'background_sees_first_frame',
-                                      'difference_input', 'predict', 'quantiser', 'restart_dead_codes', 'collapse_share', 'steps')}
+                                      'difference_input', 'motion_input', 'predict', 'quantiser', 'restart_dead_codes', 'collapse_share', 'steps')}
     model = HybridDisentangledVQVAE(d, round(n**.5), **own)
     rows = training_rows(run, pairs); frames = np.unique(np.r_[pairs.source[rows], pairs.target[rows]])
     some = torch.from_numpy(features[frames[::max(1, len(frames)//1000)]]).float().flatten(0, 1)
@@ -312,7 +331,7 @@ def evaluate(model, features, pairs: Pairs, rows, batch: int = 128) -> dict:
     for i in range(0, len(rows), batch):
         b = pair_batch(features, pairs, rows[i:i + batch])
         source, target, w = model.standard(b['source']), model.standard(b['target']), b['coverage']
-        (a, ia, _), (g, ig, _) = model(source, target)
+        (a, ia, _), (g, ig, _) = model(source, target, body=b.get('body'))
         weights = torch.stack([torch.ones_like(w), w, 1 - w])
         error += ((model.decoder(source, a, g) - target).square().mean(-1)*weights).sum((1, 2))
         power += (target.square().mean(-1)*weights).sum((1, 2)); codes.append(torch.stack([ia, ig]))
@@ -326,7 +345,7 @@ def evaluate(model, features, pairs: Pairs, rows, batch: int = 128) -> dict:
 def bin_vectors(model, features, pairs: Pairs, rows, most: int = 6000):
     "Finds the entries of a quantiser that was continuous while it was trained, from some training pairs."
     batches = (pair_batch(features, pairs, part) for part in np.array_split(rows[::-(-len(rows)//most)], 1 + most//64))
-    found = [model.latents(model.standard(b['source']), model.standard(b['target'])) for b in batches if len(b['source'])]
+    found = [model.latents(model.standard(b['source']), model.standard(b['target']), body=b.get('body')) for b in batches if len(b['source'])]
     for quantiser, z in zip((model.action, model.background), zip(*found)): quantiser.fit_bins(torch.cat(z))
 
 
@@ -343,7 +362,7 @@ def make_vqvae(run: Run):
     if c.quantiser == 'noisy': bin_vectors(model, features, told, rows)
     with atomic_path(folder/'model') as aside:
         model.save_pretrained(aside); shutil.rmtree(folder/'model', ignore_errors=True)
-    summary = evaluate(model, features, pairs, np.flatnonzero(pairs.split == 'test'))
+    summary = evaluate(model, features, told, np.flatnonzero(told.split == 'test'))
     run.report('vqvae', summary); run.finish('vqvae', summary)
 
 
@@ -363,11 +382,11 @@ def load_vqvae(run: Run) -> HybridDisentangledVQVAE:
 def clip_codes(run: Run,
                path,  # a video file
               ) -> tuple:  # (starts in seconds `p`, action codes `p k`, background codes `p k`)
-    "The codes of any video, a pair every `gap_s` seconds; raises `VideoError` for one that cannot be read, `ValueError` for one shorter than a pair."
+    "The codes of any video, a pair every `gap_s` seconds; raises `VideoError` for one that cannot be read, is shorter than a pair, or shows no body to a model that is told of it."
     from motionvla.encoders import load_encoder
-    from motionvla.video import read_frames, video_info
-    c, gap = run.config.vqvae, run.config.masks.gap_s
-    starts = np.arange(0, video_info(path).duration_s - gap, gap)
-    if not len(starts): raise ValueError(f'{path} is shorter than a pair of frames ({gap} s): choose a longer clip')
-    x = load_encoder(c.encoder, c.image_px)(torch.from_numpy(read_frames(path, [*starts, starts[-1] + gap], size=c.image_px)))
-    return starts, *load_vqvae(run).encode(x[:-1], x[1:])
+    from motionvla.labels import clip_labels, labelling
+    rows, bad = list_clips(open_dataset(path))
+    if bad: raise VideoError(bad[0]['reason'])
+    how = labelling(run.path, dict(masks=dict(pair_every_s=run.config.masks.gap_s)))
+    with torch.no_grad(): times, action, background, *_ = clip_labels(rows[0], load_encoder(how.encoder, how.image_px), load_vqvae(run), how)
+    return times[:, 0], torch.from_numpy(action), torch.from_numpy(background)

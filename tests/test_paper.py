@@ -64,7 +64,7 @@ def test_numbers(config):
     assert (c.encoder, c.image_px, c.width, c.heads, c.encoder_blocks, c.decoder_blocks) == ('facebook/dinov2-with-registers-base', 224, 768, 12, 12, 12)
     assert (c.tokens, c.codes, c.code_dim) == (4, 16, 128) and c.decode_share == 1 and c.crop == 0 and not c.background_sees_first_frame
     assert not any((c.motion_head, c.flow_head, c.coverage_head, c.invariance, c.leak)) and c.quantiser == 'vq_loss', "the paper's losses alone: masked, global, codebook and commitment"
-    assert c.predict == 'frame' and not c.difference_input and not c.gaps_s
+    assert c.predict == 'frame' and not c.difference_input and not c.motion_input and not c.gaps_s
     assert (m.gap_s, m.grid, m.provider, m.robot_provider) == (1., 16, 'sam2', 'roboengine')
 
 
@@ -132,7 +132,7 @@ torch.distributed.init_process_group('gloo')
 c = load_config('paper').vqvae
 with torch.device('meta'):
     model = HybridDisentangledVQVAE(768, 16, c.width, c.heads, c.encoder_blocks, c.decoder_blocks, c.tokens, c.codes, c.code_dim, c.beta, c.decay,
-                                    c.background_sees_first_frame, c.difference_input, c.predict, c.quantiser)
+                                    c.background_sees_first_frame, c.difference_input, c.motion_input, c.predict, c.quantiser)
 whole = shard_blocks(_Step(model, None), init_device_mesh('cpu', (2,)))
 blocks = [*model.encoder.blocks, *model.decoder.blocks]
 assert all(type(b).__name__.startswith('FSDP') for b in blocks) and len(blocks) == 24
