@@ -26,7 +26,7 @@ OURS = dict(
     with_coverage_head=dict(coverage_head=1.), with_invariance=dict(invariance=.3), with_opponent=dict(leak=.3), with_gaps=dict(gaps_s=[.6, 1.6]),
     with_change=dict(predict='change'), with_frame=dict(predict='frame'),
     **{f'q_{q}': dict(quantiser=q) for q in ('vq_loss', 'rotation', 'sim', 'fsq', 'residual', 'nsvq', 'dither', 'anneal', 'noisy')},
-    **{f'codes_{n}': dict(codes=n) for n in (8, 32, 64, 128, 256)}, **{f'tokens_{n}': dict(tokens=n) for n in (2, 8)})
+    **{f'codes_{n}': dict(codes=n) for n in (8, 32, 64, 128, 256)}, **{f'tokens_{n}': dict(tokens=n) for n in (2, 8)}, **{f'dim_{n}': dict(code_dim=n) for n in (2, 8, 32)})
 SEARCH_SEED = 100  # of the searches, and of nothing that is scored
 
 

@@ -223,8 +223,8 @@ def result_rows(report: dict,  # as in report.json
         row('vqvae', f'perplexity: action codes {n["perplexity_action"]} ({n["dead_action"]} dead), background codes {n["perplexity_background"]}; '
             f'error: full {n["recon_full"]}, foreground {n["recon_foreground"]}, background {n["recon_background"]}')
     if c := {k: _number(v) for k, v in r.get('codebook', {}).items() if v is None or isinstance(v, float)}:
-        row('codebook', f'motion R² {c["motion_r2"]} (background codes {c["motion_r2_background"]}, feature difference at equal bits '
-            f'{c["motion_r2_feature_diff"]}); camera R² {c["camera_r2"]} (background codes {c["camera_r2_background"]})')
+        row('codebook', f'motion R² {c["motion_r2"]} (background codes {c["motion_r2_background"]}, at equal bits feature difference '
+            f'{c["motion_r2_feature_diff"]}, mask and flow alone {c.get("motion_r2_body_motion", "–")}); camera R² {c["camera_r2"]} (background codes {c["camera_r2_background"]})')
     if v := r.get('vlm'):
         row('vlm', f'token accuracy {_number(v["token_accuracy"])} (most frequent code {_number(v["token_accuracy_unigram"])}), n = {_number(v["n"], 0)}')
     if p := r.get('policy'):

@@ -83,9 +83,10 @@ def measure_run(run: Run, features,   # rows n d
                 pairs: dict,          # columns of pairs.parquet, same rows
                 model,                # that made the labels
                 body=None,            # `p 5`, what it was told
-               ) -> dict:             # action, background, feature_diff → what `measure` says of them
-    "All figures of the run's codes, and of the squeezed feature difference; truth, where there is any, is read for these alone."
-    from motionvla.latents import FeatureDifference, latent_data
+               ) -> dict:             # action, background, feature_diff, body_motion → what `measure` says of them
+    "All figures of the run's codes, of the squeezed feature difference and of what the model was told, squeezed alone; truth, where there is any, is read for these only."
+    from dataclasses import replace
+    from motionvla.latents import BodyMotion, FeatureDifference, latent_data
     from motionvla.masks import load_pairs
     from motionvla.vqvae import training_rows
     c, rows = run.config, measured_pairs(labels['clip'], seed=run.config.seed)
@@ -97,7 +98,11 @@ def measure_run(run: Run, features,   # rows n d
     every = load_pairs(run); learn = training_rows(run, every)
     data = latent_data(run, every, learn[clip_part(every.clip[learn]) == 'human'])   # fitted to people alone it tells more of them
     plain = FeatureDifference(c.vqvae.tokens, c.vqvae.codes).choose(standardised=False).fit(data, seed=c.seed)
-    return out | dict(feature_diff=measure(plain.encode(data, rows)['codes'], network=False, **how))
+    out['feature_diff'] = measure(plain.encode(data, rows)['codes'], network=False, **how)
+    if body is None: return out
+    data = replace(data, pairs=replace(every, motion=body), rows=learn)
+    physics = BodyMotion(c.vqvae.tokens, c.vqvae.codes).fit(data, seed=c.seed)
+    return out | dict(body_motion=measure(physics.encode(data, rows)['codes'], network=False, **how))
 
 # %% ../nbs/02_codebook.ipynb #d3076ca2
 REPORTED = ('motion_r2', 'camera_r2', 'background_id_acc', 'body_acc', 'hand_to_robot_r2', 'cka', 'cka_unfiltered', 'nmi')
@@ -117,7 +122,7 @@ def make_codebook(run: Run):
     scores = measure_run(run, features, load_labels(run), pairs, model, body)
     write_json(folder/'probes.json', scores)
     report = {k: scores['action'].get(k) for k in REPORTED} | {f'{k}_background': scores['background'].get(k) for k in ('motion_r2', 'camera_r2')}
-    report['motion_r2_feature_diff'] = scores.get('feature_diff', {}).get('motion_r2')
+    report |= {f'motion_r2_{k}': scores.get(k, {}).get('motion_r2') for k in ('feature_diff', 'body_motion')}
     run.report('codebook', report)
     run.finish('codebook', report | dict(pairs=len(action), perplexity=scores['action']['perplexity'], dead=scores['action']['dead']))
 

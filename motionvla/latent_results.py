@@ -48,7 +48,7 @@ def results_table(ranked: list, # rows of benchmarks/results/latent_ranking.json
     return '\n'.join(lines)
 
 # %% ../nbs/parts/latent_results.ipynb #c1fa5593
-OWN = ('no_', 'with_', 'release_', 'q_', 'codes_', 'tokens_')  # how names begin of what is ours with one thing changed
+OWN = ('no_', 'with_', 'release_', 'q_', 'codes_', 'tokens_', 'dim_')  # how names begin of what is ours with one thing changed
 
 
 def pick(ranked: list,          # rows of latent_ranking.json

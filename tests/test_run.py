@@ -9,7 +9,7 @@ RATE = {'rate', 'low', 'high', 'n'}
 KEYS = {'wall_s': {'world', 'masks', 'vqvae', 'codebook', 'vlm', 'policy', 'eval'},
         'masks': {'provider', 'iou_mean', 'iou_low', 'iou_high', 'n', 'by_provider'},
         'vqvae': {'recon_full', 'recon_foreground', 'recon_background', 'perplexity_action', 'perplexity_background', 'dead_action'},
-        'codebook': {'motion_r2', 'camera_r2', 'motion_r2_background', 'camera_r2_background', 'motion_r2_feature_diff'},
+        'codebook': {'motion_r2', 'camera_r2', 'motion_r2_background', 'camera_r2_background', 'motion_r2_feature_diff', 'motion_r2_body_motion'},
         'vlm': {'token_accuracy', 'token_accuracy_unigram', 'n'},
         'policy': {'trajectories_per_task', 'success'}, 'experts': {'hand', 'franka'}}
 FILES = ['world/human/clips.jsonl', 'world/robot/clips.jsonl', 'world/robot/trajectories.parquet', 'world/robot/features.json', 'world/splits.json', 'world/splits.parquet',
