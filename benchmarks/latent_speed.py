@@ -65,7 +65,7 @@ class Job:
         self.features = np.load(folder/f'{size}.npy', mmap_mode='r')
         self.other = {k: torch.from_numpy(rng.random((n, *shape), dtype=np.float32)) for k, shape in dict(coverage=(self.net.grid**2,), geometry=(2, 5), body=(5,)).items()}
         torch.manual_seed(0)
-        own = {k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim', 'difference_input', 'predict', 'quantiser')}
+        own = {k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim', 'difference_input', 'motion_input', 'predict', 'quantiser')}
         self.model = HybridDisentangledVQVAE(self.net.dim, self.net.grid, **own).to(device).train()
         nn.init.normal_(self.model.decoder.change.weight, std=.02)  # as if trained: the first step would have zeros to multiply
         groups = parameter_groups(self.model, .01)
@@ -215,29 +215,41 @@ def film(path: Path, px: int, seconds: int, fps: int = 30) -> Path:
 
 
 def label_rows(job: Job, folder: Path, repeats: int, film_s: int, hz: float = 5.) -> list:
-    "Pairs a second from cached features, plain and ours in turn; from film files: decoding, encoder, model."
+    "Pairs a second from cached features, plain and ours in turn; from film files: decoding, masks and the body's motion (for a model that is told), encoder, model."
     from motionvla.codebook import label_pairs
+    from motionvla.config import MasksConfig
+    from motionvla.datasets import video_clip
+    from motionvla.labels import follow_body
+    from motionvla.mask_bulk import masked_windows
+    from motionvla.mask_providers import make_provider
     from motionvla.video import read_frames
     model, kept = job.model.eval(), []
     source, target = (np.tile(r, 8)[:max(64, 4*job.batch)] for r in job.rows(0))
     ways = {'cached features, plain': TRICKS, 'cached features, ours': ()}; seconds = {k: [] for k in ways}
+    told = np.zeros((len(source), 5), np.float32) if model.motion_input else None
     def timed(f):
         start = spent(); f()
         if job.device == 'cuda': torch.cuda.synchronize()
         return (spent() - start)[int(job.device == 'cuda')]
     for number in range(repeats + 1):
         for name, left_out in ways.items():
-            with plainly(model, *left_out): seconds[name].append(timed(lambda: label_pairs(model, job.features, source, target, 256, progress=False)))
+            with plainly(model, *left_out): seconds[name].append(timed(lambda: label_pairs(model, job.features, source, target, 256, progress=False, body=told)))
     for name in ways: best = min(seconds[name][1:]); kept.append(dict(kind='label', size=job.said, what=name, pairs_per_s=len(source)/best, hours_per_hour=len(source)/hz/best, best_s=best))
     times = np.arange(0, film_s - 1/hz, 1/hz); gap = int(hz); pairs = np.arange(len(times) - gap)
     for px in (224, 480):
-        path, got, b = film(folder/f'{px}.mp4', px, film_s), {}, [np.inf]*3
+        path, got, b, config = film(folder/f'{px}.mp4', px, film_s), {}, [np.inf]*4, MasksConfig()
         def decode(): got['frames'] = torch.from_numpy(read_frames(path, times, size=job.net.image_px))
         def encode(): got['features'] = job.net(got['frames'].to(job.device)).half().cpu().numpy()
-        def label(): label_pairs(model, got['features'], pairs, pairs + gap, 256, progress=False)
-        for _ in range(repeats): b = [min(s, timed(f)) for s, f in zip(b, (decode, encode, label))]
+        def mask():
+            if not model.motion_input: got['way'] = None; return
+            clip = video_clip('film', {'': path}); masked = masked_windows(clip, make_provider(config, {}, clip), config)
+            got['way'] = np.concatenate([way for _, way, _ in follow_body(clip, masked)])
+        def label():
+            body = None if got['way'] is None else (got['way'][pairs + gap] - got['way'][pairs]).astype(np.float32)
+            label_pairs(model, got['features'], pairs, pairs + gap, 256, progress=False, body=body)
+        for _ in range(repeats): b = [min(s, timed(f)) for s, f in zip(b, (decode, mask, encode, label))]
         kept.append(dict(kind='label', size=job.said, what=f'film of {px} × {px}, 30 fps', pairs_per_s=len(pairs)/sum(b),
-                         hours_per_hour=film_s/sum(b), best_s=sum(b), decode_s=b[0], encode_s=b[1], label_s=b[2]))
+                         hours_per_hour=film_s/sum(b), best_s=sum(b), decode_s=b[0], mask_s=b[1], encode_s=b[2], label_s=b[3]))
     job.model.train()
     return kept
 

@@ -42,7 +42,7 @@ def decoder_flops(n, m, w, d, c, blocks, k, gate) -> dict:
             'decoder ends': linear_flops(n, d, w) + linear_flops(2*k, c, w) + 3*linear_flops(n, w, d + gate)}
 
 # %% ../nbs/parts/latent_speed.ipynb #2eedb7e9
-def vqvae_flops(c: VQVAEConfig,     # its sizes, `decode_share`, `difference_input`, `predict`, `motion_head` and `flow_head`
+def vqvae_flops(c: VQVAEConfig,     # its sizes, `decode_share`, `difference_input`, `motion_input`, `predict`, `motion_head` and `flow_head`
                 patches: int,       # a frame, as many as are seen
                 dim: int,           # channels of a patch
                 train: bool = True, # forward and backward; else labelling, which needs no decoder
@@ -50,8 +50,8 @@ def vqvae_flops(c: VQVAEConfig,     # its sizes, `decode_share`, `difference_inp
                ) -> dict:           # part → FLOPs a pair
     "Matrix-product FLOPs of the model for one pair, counted on paper; element-wise work and the heads for coverage, leak and invariance are left out."
     n, m, q, w = patches, patches + 2*c.tokens, 2*c.tokens, c.width
-    first = {'patch embedding': linear_flops((2 + c.difference_input)*n, dim, w)}  # both frames, and their difference
-    flops = encoder_flops(m, w, c.encoder_blocks, q, asked)
+    first = {'patch embedding': linear_flops((2 + c.difference_input)*n, dim, w) + c.motion_input*linear_flops(1, 5, w)}  # both frames, their difference, the body's motion
+    flops = encoder_flops(m + c.motion_input, w, c.encoder_blocks, q, asked)
     vectors, nearest = linear_flops(q, w, c.code_dim), linear_flops(q, c.code_dim, c.codes)
     if not train: return first | flops | {'codebooks': vectors + nearest}
     answers = decoder_flops(n, m, w, dim, c.code_dim, c.decoder_blocks, c.tokens, c.predict == 'gate')
@@ -106,9 +106,10 @@ def _time(self, x):
     return self.out(rearrange(written_attention(q, k, v, past), '(b m) h t e -> b t m (h e)', b=len(x)))
 
 # %% ../nbs/parts/latent_speed.ipynb #ba2ee7d5
-def _whole(self, source, target, where=slice(None)):
+def _whole(self, source, target, where=slice(None), body=None):
     x = self.patch(torch.stack([source, target], 1)) + self.place[where] + self.frame
     if self.difference: x = torch.stack([x[:, 0], x[:, 1] + self.difference(target - source)], 1)
+    if self.motion: told = self.motion(body)[:, None, None]; x = torch.cat([torch.cat([torch.zeros_like(told), told], 1), x], 2)
     x = torch.cat([self.queries.expand(len(x), 2, -1, -1), x], 2)
     for block in self.blocks: x = block(x)
     return self.norm(x)[:, 1, :len(self.queries)]
