@@ -70,7 +70,7 @@ class SharedRandom(nn.Module):
     "Random choices that all processes agree on, and that a checkpoint continues: they depend on a seed and on how many came before."
     def __init__(self):
         super().__init__()
-        self.register_buffer('drawn', torch.tensor([int(torch.randint(2**62, ())), 0]))  # seed, draws so far
+        self.register_buffer('drawn', torch.tensor([int(torch.randint(2**62, (), device='cpu')), 0]))  # seed, draws so far
 
     def generator(self) -> torch.Generator:
         "On the CPU, new for each draw."
@@ -128,6 +128,7 @@ class SharedCodebook(Codebook):
 # %% ../nbs/parts/quantisers.ipynb #700a4050
 class Quantiser(nn.Module):
     "What all kinds share: the norm, the checks, the bits."
+    unsharded = True  # FSDP leaves it whole: its entries are moved here, not by the optimiser alone
     def __init__(self, kind, codes, dim, positions, beta):
         super().__init__()
         self.kind, self.codes, self.dim, self.positions, self.beta = kind, codes, dim, positions, beta
