@@ -182,6 +182,9 @@ class Run(_Stages):
 
         A second process that asks for the same stage waits until the first has made it. Of those of a torchrun only the main one takes the lock."""
         import fcntl
+        from multiprocessing import current_process
+        if getattr(current_process(), '_inheriting', False):  # a worker process that is importing its parent's script
+            raise RuntimeError('a script that makes stages has to do so under `if __name__ == "__main__":`: the processes that it starts read the script again')
         rank, world = processes()
         if rank: yield from self._beside(name, together); return
         with open(self.path/f'.{name}.lock', 'w') as lock:

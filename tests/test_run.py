@@ -164,3 +164,12 @@ def test_real_videos(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     from motionvla.runs import read_parquet
     assert any(c.startswith('human/') for c in read_parquet(tmp_path/'run'/'codebook'/'labels.parquet')['clip'])
+
+
+def test_a_script_without_the_usual_guard(whole_run, tmp_path):
+    "Its worker processes read it again, and would wait for ever for the stage that their parent is making."
+    shutil.copytree(whole_run[0]/'world', tmp_path/'run'/'world')
+    script = tmp_path/'script.py'
+    script.write_text(f"from motionvla.runs import open_run\nfrom motionvla.masks import ensure_masks\nensure_masks(open_run({str(tmp_path/'run')!r}, 'tiny', overrides='masks: {{workers: 2}}'))\n")
+    done = subprocess.run([BIN/'python', script], env=environment(), text=True, capture_output=True, timeout=120)
+    assert done.returncode == 1 and 'under `if __name__ == "__main__":`' in done.stderr and 'before it had begun' in done.stderr.splitlines()[-1], done.stderr[-2000:]
