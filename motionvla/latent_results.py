@@ -36,6 +36,7 @@ def results_table(ranked: list, # rows of benchmarks/results/latent_ranking.json
                   ours: str = 'ours',
                  ) -> str:      # Markdown
     "Motion, leak and their difference with 95 % intervals over clips and seeds; p of the paired test against ours."
+    if not ranked: return '*No rows yet.*'
     def value(name, key):
         some = [r[key] for r in found.get(name, []) if r.get(key) is not None]
         return f'{np.mean(some):.2f}' if some else '–'
