@@ -96,7 +96,7 @@ def pair_times(film: Clip, how: Labelling) -> tuple:  # stamps of the samples `t
     if not len(source): raise VideoError(f'{film.clip} is shorter than a pair: {times[-1]:.1f} s, and pairs are {how.gap_s} s apart')
     return times, source, target
 
-
+# %% ../nbs/parts/labels.ipynb #7e6aa4d8
 def follow_body(film: Clip,
                 masked: Iterator[Stretch], # `masked_windows` of the same film
                ) -> Iterator[tuple]:       # frames uint8 `w px px 3`; float64 `w 5`, the body's way since the first sample (`BODY_MOTION`); is there a mask?
@@ -123,7 +123,7 @@ def _windows(film, times, needed, how, masked):
         if use.any(): yield now[use], frames[use] if how.image_px == MOTION_PX else film.frames(times[now[use]], how.image_px), way[use]
     if not found: raise VideoError(f'{film.clip} has nothing to mask: no body in any of its {first} frames, and this model is told how the body moves')
 
-
+# %% ../nbs/parts/labels.ipynb #985837fd
 def label_windows(film: Clip, encoder, model, how: Labelling,
                   masked: Iterator[Stretch] = None,  # `masked_windows` of the same film, for a model that is told how the body moved
                  ) -> Iterator[tuple]:  # times `p 2`, action codes `p k`, background codes `p k`; frames that were encoded

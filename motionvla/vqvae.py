@@ -180,27 +180,33 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
         action, background = self.latents(source, target, where, body)
         return self.action(action), self.background(background)
 
-    @torch.no_grad()
-    def encode(self,
-               source: torch.Tensor, # `b n d` frozen features of the first frames
-               target: torch.Tensor, # `b n d` of the second frames
-               body: torch.Tensor = None, # `b 5`, how the body moved (`pair_motion_2d`): a model with `motion_input` has to know
-              ) -> tuple:            # (action codes `b k`, background codes `b k`), int64
-        "The codes of frame pairs; raises `ValueError` for features of another shape, a missing motion, or while training."
-        if source.shape != target.shape or source.shape[1:] != (self.grid**2, self.dim):
-            raise ValueError(f'features must be b {self.grid**2} {self.dim} for both frames, not {tuple(source.shape)} and {tuple(target.shape)}')
-        if self.training: raise ValueError('call .eval() first: codes must not depend on the other pairs of the batch')
-        action, background = self(self.standard(source), self.standard(target), body=body)
-        return action[1], background[1]
+# %% ../nbs/01_vqvae.ipynb #5da16eb6
+from fastcore.basics import patch
 
-    @torch.no_grad()
-    def imagine(self,
-                source: torch.Tensor, # `b n d` frozen features of first frames
-                action: torch.Tensor, # `b k` action codes, maybe of another pair or body
-               ) -> torch.Tensor:     # `b n d`, frozen features of the second frames
-        "What a first frame becomes under an action: the body's answer."
-        first = self.standard(source); told = self.action.embed(action)
-        return self.decoder(first, told, torch.zeros_like(told))[1]*self.std + self.mean
+@patch
+@torch.no_grad()
+def encode(self: HybridDisentangledVQVAE,
+           source: torch.Tensor, # `b n d` frozen features of the first frames
+           target: torch.Tensor, # `b n d` of the second frames
+           body: torch.Tensor = None, # `b 5`, how the body moved (`pair_motion_2d`): a model with `motion_input` has to know
+          ) -> tuple:            # (action codes `b k`, background codes `b k`), int64
+    "The codes of frame pairs; raises `ValueError` for features of another shape, a missing motion, or while training."
+    if source.shape != target.shape or source.shape[1:] != (self.grid**2, self.dim):
+        raise ValueError(f'features must be b {self.grid**2} {self.dim} for both frames, not {tuple(source.shape)} and {tuple(target.shape)}')
+    if self.training: raise ValueError('call .eval() first: codes must not depend on the other pairs of the batch')
+    action, background = self(self.standard(source), self.standard(target), body=body)
+    return action[1], background[1]
+
+
+@patch
+@torch.no_grad()
+def imagine(self: HybridDisentangledVQVAE,
+            source: torch.Tensor, # `b n d` frozen features of first frames
+            action: torch.Tensor, # `b k` action codes, maybe of another pair or body
+           ) -> torch.Tensor:     # `b n d`, frozen features of the second frames
+    "What a first frame becomes under an action: the body's answer."
+    first = self.standard(source); told = self.action.embed(action)
+    return self.decoder(first, told, torch.zeros_like(told))[1]*self.std + self.mean
 
 # %% ../nbs/01_vqvae.ipynb #58224a30
 def masked_mean(error: torch.Tensor,  # `b n`
