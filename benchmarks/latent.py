@@ -1,6 +1,6 @@
 """What do latent actions hold? Ours, its ablations and its rivals on the same clips, features, steps and bits: python benchmarks/latent.py --data DIR --search; python benchmarks/latent.py --data DIR
 The world, the features and the rows stand in --data; goes on where it stopped, and several processes may share the work. Methods: nbs/parts/latents, nbs/parts/latent_baselines; scores: nbs/parts/latent_measure."""
-import argparse, contextlib, copy, fcntl, io, itertools, json, os, shutil, sys, time
+import argparse, contextlib, copy, fcntl, gzip, io, itertools, json, os, shutil, sys, time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,8 @@ OURS = dict(
     **{f'q_{q}': dict(quantiser=q) for q in ('vq_loss', 'rotation', 'sim', 'fsq', 'residual', 'nsvq', 'dither', 'anneal', 'noisy')},
     **{f'codes_{n}': dict(codes=n) for n in (8, 32, 64, 128, 256)}, **{f'tokens_{n}': dict(tokens=n) for n in (2, 8)}, **{f'dim_{n}': dict(code_dim=n) for n in (2, 8, 32)})
 SEARCH_SEED = 100  # of the searches, and of nothing that is scored
+SAME_RECIPE = dict(univla_twice='univla', villax_16='villax', lapa_16='lapa', moto_16='moto')  # another number of bits or steps: the choice of the method's own search
+RESULTS = Path(__file__).parent/'results'
 
 
 def prepare(data: Path) -> dict:
@@ -192,7 +194,9 @@ def search_cell(world, name, masks, steps) -> list:
 def chosen(data, name, masks, steps) -> tuple:
     "The best choice of a method's search (motion R² less camera R² on the clips kept back), and whether there was one."
     from motionvla.runs import read_jsonl
-    rows = [r for r in read_jsonl(data/'search.jsonl') if (r['method'], r['masks'], r['steps']) == (name, masks, steps)]
+    every, name = read_jsonl(data/'search.jsonl'), SAME_RECIPE.get(name, name)
+    of = lambda masks: [r for r in every if (r['method'], r['masks'], r['steps']) == (name, masks, steps)]
+    rows = of(masks) or of('flow')  # with true masks, where nothing was searched: as with those of flow
     return (max(rows, key=lambda r: r['criterion'])['choice'], True) if rows else ({}, False)
 
 
@@ -258,6 +262,21 @@ def plan(asked, world) -> list:  # of (name, masks, seed)
     return [(name, masks, seed) for seed in ([SEARCH_SEED] if asked.search else range(asked.seeds)) for name in asked.only or names() for masks in kinds(name)]
 
 
+def publish(name, rows):
+    "Complete rows, sums by clip and all, in a file small enough to be committed; the same rows make the same bytes."
+    from motionvla.runs import atomic_path
+    text = ''.join(json.dumps(r) + '\n' for r in rows).encode()
+    with atomic_path(RESULTS/f'{name}.jsonl.gz') as aside: aside.write_bytes(gzip.compress(text, 9, mtime=0))
+
+
+def go_on(data):
+    "Puts published searches and rows where new ones go, if nothing is there yet."
+    data.mkdir(parents=True, exist_ok=True)
+    for file, name in (('search.jsonl', 'latent_search'), ('rows.jsonl', 'latent_rows')):
+        source = RESULTS/f'{name}.jsonl.gz'
+        if source.exists() and not (data/file).exists(): (data/file).write_bytes(gzip.decompress(source.read_bytes()))
+
+
 def work(asked, world):
     from motionvla.runs import read_jsonl
     file = world.data/('search.jsonl' if asked.search else 'rows.jsonl')
@@ -267,7 +286,7 @@ def work(asked, world):
         with claimed(world.data/'locks'/f'{"search" if asked.search else "score"}-{"-".join(map(str, cell))}-{asked.steps}.lock') as mine:
             if not mine or done(*cell): continue
             name, masks, seed = cell
-            if asked.search: append(file, search_cell(world, name, masks, asked.steps)); continue
+            if asked.search: append(file, search_cell(world, name, masks, asked.steps)); publish('latent_search', read_jsonl(file)); continue
             rows = score_cell(world, name, masks, seed, asked.steps); append(file, rows)
         for r in rows:
             print(f'{name:26}{r["variant"]:11}{masks:6}seed {seed}: motion {r["motion_r2"]:.3f}, camera {r["camera_r2"]:.3f}, perplexity {r.get("perplexity") or float("nan"):.1f}, {r["cpu_s"]:.0f} s', flush=True)
@@ -282,7 +301,8 @@ def rows_of(file, steps) -> list:
 
 
 def save(file, steps):
-    "The rows without their sums by clip, which stay in rows.jsonl: ten times as much."
+    "The rows without their sums by clip, and all of them, packed."
+    publish('latent_rows', rows_of(file, steps))
     with contextlib.redirect_stdout(io.StringIO()): machine.save('latent', [{k: v for k, v in r.items() if k != 'per_clip'} for r in rows_of(file, steps)])
 
 
@@ -315,10 +335,12 @@ if __name__ == '__main__':
     parser.add_argument('--data', type=Path, default=Path('_runs/latent'), help='kept; about 3 GB'); parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--steps', type=int, default=400, help='of each training'); parser.add_argument('--only', nargs='*', default=[], help='names of methods; all if not given')
     parser.add_argument('--masks', nargs='*', default=['flow', 'truth'], choices=['flow', 'truth']); parser.add_argument('--list', action='store_true', help='only print the names')
-    parser.add_argument('--search', action='store_true', help="each method's small search, on clips kept back from training; do it before the rows are made"); asked = parser.parse_args()
+    parser.add_argument('--search', action='store_true', help="each method's small search, on clips kept back from training; do it before the rows are made")
+    parser.add_argument('--published', action='store_true', help='begin with the searches and rows in benchmarks/results, where --data has none of its own'); asked = parser.parse_args()
     if asked.list: print('\n'.join(names())); sys.exit()
     if wrong := set(asked.only) - set(names()): sys.exit(f'no method {", ".join(sorted(wrong))}: choose from {", ".join(names())}')
     os.nice(10)
     import cv2, torch
     cv2.setNumThreads(1); torch.set_num_threads(1)
+    if asked.published: go_on(asked.data)
     work(asked, World(asked.data.absolute()))

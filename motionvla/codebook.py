@@ -25,7 +25,7 @@ def label_pairs(model,              # has `encode(source b n d, target b n d, *t
                 target: np.ndarray, # `p` rows of the second frames
                 batch: int = 256,   # pairs at a time
                 progress: bool = True,
-                body: np.ndarray = None, # `p 5`, how the body moved (`told_motion`), for a model that is told
+                body: np.ndarray = None, # `p 6`, how the body moved (`told_motion`), for a model that is told
                ) -> tuple:          # action codes and background codes, `p k` each
     "The codes of all pairs, a batch at a time, so that no more than a batch of features is ever in memory (paper, III-C)."
     import torch
@@ -82,7 +82,7 @@ def measure_run(run: Run, features,   # rows n d
                 labels: dict,         # from `load_labels`
                 pairs: dict,          # columns of pairs.parquet, same rows
                 model,                # that made the labels
-                body=None,            # `p 5`, what it was told
+                body=None,            # `p 6`, what it was told
                ) -> dict:             # action, background, feature_diff, body_motion → what `measure` says of them
     "All figures of the run's codes, of the squeezed feature difference and of what the model was told, squeezed alone; truth, where there is any, is read for these only."
     from dataclasses import replace

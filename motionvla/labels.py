@@ -99,7 +99,7 @@ def pair_times(film: Clip, how: Labelling) -> tuple:  # stamps of the samples `t
 # %% ../nbs/parts/labels.ipynb #7e6aa4d8
 def follow_body(film: Clip,
                 masked: Iterator[Stretch], # `masked_windows` of the same film
-               ) -> Iterator[tuple]:       # frames uint8 `w px px 3`; float64 `w 5`, the body's way since the first sample (`BODY_MOTION`); is there a mask?
+               ) -> Iterator[tuple]:       # frames uint8 `w px px 3`; float64 `w 6`, the body's way since the first sample (`BODY_MOTION`); is there a mask?
     "How far the body has moved against the room, window by window."
     total, before = np.zeros(len(BODY_MOTION)), None
     for part in masked:

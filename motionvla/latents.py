@@ -15,6 +15,7 @@ import numpy as np
 
 from .config import ConfigError
 from .datasets import clip_part
+from .mask_motion import BODY_MOTION
 from .runs import atomic_path, read_parquet
 
 # %% ../nbs/parts/latents.ipynb #27f606ff
@@ -250,7 +251,7 @@ class MaskGeometry(Described):
 # %% ../nbs/parts/latents.ipynb #e29f5a7b
 class BodyMotion(Described):
     "The body's motion against the room, in units of its spread; raises `ConfigError` for pairs without it."
-    name, uses, components, dims = 'body_motion', ('masks',), 5, 1
+    name, uses, components, dims = 'body_motion', ('masks',), len(BODY_MOTION), 1
     choices = tuple(dict(dims=d, whiten=w) for d in (1, 2) for w in (False, True))
 
     def prepare(self, data, rows, seed):

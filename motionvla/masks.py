@@ -159,7 +159,7 @@ class Pairs:
     geometry: np.ndarray     # float32 `rows 5`: cx, cy, log area, sx, sy of each sample; NaN where nothing is masked
     samples: dict            # columns of samples.parquet, one entry a row
     cover: np.ndarray = None  # uint8 `rows n`, coverage of each sample by itself; None = not asked for
-    motion: np.ndarray = None # float32 `p 5`, how the body moved against the room
+    motion: np.ndarray = None # float32 `p 6`, how the body moved against the room
     camera: np.ndarray = None # float32 `p 6`, how the camera moved
 
     def __len__(self): return len(self.pair)

@@ -110,7 +110,7 @@ class PairEncoder(nn.Module):
         self.place, self.frame, self.queries = learned(patches, width), learned(2, 1, width), learned(2*tokens, width)
         self.blocks, self.norm = nn.ModuleList(SpatioTemporalBlock(width, heads) for _ in range(blocks)), nn.LayerNorm(width)
 
-    def forward(self, source, target, where=slice(None), body=None):  # `b n d` each; which patches they are; `b 5` → `b 2k w`
+    def forward(self, source, target, where=slice(None), body=None):  # `b n d` each; which patches they are; `b 6` → `b 2k w`
         x = self.patch(torch.stack([source, target], 1)) + self.place[where] + self.frame
         if self.difference: x = x + torch.stack([torch.zeros_like(x[:, 0]), self.difference(target - source)], 1)
         if self.motion:
@@ -166,7 +166,7 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
 
     def standard(self, features): return (features.float() - self.mean)/self.std
 
-    def latents(self, source, target, where=slice(None), body=None):  # `b n d` standardised; `b 5`, how the body moved, for a model that is told
+    def latents(self, source, target, where=slice(None), body=None):  # `b n d` standardised; `b 6`, how the body moved, for a model that is told
         "Action and background vectors before quantisation, `b k c` each. Raises `ValueError` where the body's motion is missing."
         if self.motion_input:
             if body is None or body.shape != (len(source), len(BODY_MOTION)):
@@ -188,7 +188,7 @@ from fastcore.basics import patch
 def encode(self: HybridDisentangledVQVAE,
            source: torch.Tensor, # `b n d` frozen features of the first frames
            target: torch.Tensor, # `b n d` of the second frames
-           body: torch.Tensor = None, # `b 5`, how the body moved (`pair_motion_2d`): a model with `motion_input` has to know
+           body: torch.Tensor = None, # `b 6`, how the body moved (`pair_motion_2d`): a model with `motion_input` has to know
           ) -> tuple:            # (action codes `b k`, background codes `b k`), int64
     "The codes of frame pairs; raises `ValueError` for features of another shape, a missing motion, or while training."
     if source.shape != target.shape or source.shape[1:] != (self.grid**2, self.dim):
@@ -226,7 +226,7 @@ def crop_window(grid: int,   # patches a side
 
 # %% ../nbs/01_vqvae.ipynb #d981ce77
 def vqvae_loss(model: HybridDisentangledVQVAE,
-               batch: dict,    # source, target `b n d`; coverage `b n` in [0, 1]; geometry `b 2 5`; where wanted cover `b 2 n`, body `b 5`, camera `b 6`
+               batch: dict,    # source, target `b n d`; coverage `b n` in [0, 1]; geometry `b 2 5`; where wanted cover `b 2 n`, body `b 6`, camera `b 6`
                c: VQVAEConfig, # weights and choices
               ) -> tuple:      # (loss, dict of its parts)
     "The paper's loss (III-B) and what stands beside it; a weight of 0 leaves a part out."
@@ -271,7 +271,7 @@ def add_motion(run: Run, pairs: Pairs) -> Pairs:
 
 def told_motion(run: Run, model, # trained
                 source: np.ndarray, target: np.ndarray, # `p` rows
-               ) -> np.ndarray:  # float32 `p 5`; None for a model that looks by itself
+               ) -> np.ndarray:  # float32 `p 6`; None for a model that looks by itself
     "How the body moved over pairs of the run's frames, for a model that is told."
     return pair_motion_2d(*ensure_motion(run), source, target)[0] if model.motion_input else None
 
