@@ -12,6 +12,7 @@ from torch import nn
 
 from motionvla.config import VQVAEConfig, load_config
 from motionvla.latent_speed import TRICKS, ahead, best_time, copy_bandwidth, matmul_peak, plainly, vqvae_flops, work
+from motionvla.mask_motion import BODY_MOTION
 from motionvla.training import parameter_groups, to_device
 from motionvla.vqvae import HybridDisentangledVQVAE, vqvae_loss
 
@@ -63,7 +64,7 @@ class Job:
         self.frames = nn.functional.interpolate(coarse, (px, px), mode='bilinear').byte().permute(0, 2, 3, 1).contiguous()
         np.save(folder/f'{size}.npy', torch.cat([self.net(f.to(device)).cpu().half() for f in self.frames.split(32)]).numpy())
         self.features = np.load(folder/f'{size}.npy', mmap_mode='r')
-        self.other = {k: torch.from_numpy(rng.random((n, *shape), dtype=np.float32)) for k, shape in dict(coverage=(self.net.grid**2,), geometry=(2, 5), body=(5,)).items()}
+        self.other = {k: torch.from_numpy(rng.random((n, *shape), dtype=np.float32)) for k, shape in dict(coverage=(self.net.grid**2,), geometry=(2, 5), body=(len(BODY_MOTION),)).items()}
         torch.manual_seed(0)
         own = {k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'code_dim', 'difference_input', 'motion_input', 'predict', 'quantiser')}
         self.model = HybridDisentangledVQVAE(self.net.dim, self.net.grid, **own).to(device).train()

@@ -47,6 +47,7 @@ def stretch(flow: np.ndarray, # `n 2`
 def step_motion(flow: np.ndarray, # `h w 2`, pixels, to the next frame
                 mask: np.ndarray, # bool `h w`
                 near: float = .15,# what counts as around the tip, sides
+                limit: float = STEP_LIMIT, # no number counts for more
                ) -> tuple:        # body float32 6 (`BODY_MOTION`; 0 where nothing is masked), camera 3 × 3 homography in sides of the picture
     "How body and camera moved from one frame to the next."
     import cv2
@@ -61,18 +62,19 @@ def step_motion(flow: np.ndarray, # `h w 2`, pixels, to the next frame
         end = (u - tx)**2 + (s - ty)**2 < near**2
         if end.sum() < 6: end = np.ones_like(end)
         body[:] = *v.mean(0), *v[end].mean(0), np.trace(stretch(v, u, s)), stretch(v[end], u[end], s[end])[0, 0]
-    return body.clip(-STEP_LIMIT, STEP_LIMIT), to_sides@camera@np.linalg.inv(to_sides)
+    return body.clip(-limit, limit), to_sides@camera@np.linalg.inv(to_sides)
 
 # %% ../nbs/parts/mask_motion.ipynb #9204bc6e
 def clip_motion(frames: np.ndarray,       # uint8 `t px px 3`
                 masks: np.ndarray,        # bool `t px px`
                 estimator='dis-medium',   # a name in `mask_flow.ESTIMATORS`
+                limit: float = STEP_LIMIT, # of each number of a step
                ) -> tuple:                # body float32 `t 6`, camera float32 `t 3 3`: from each frame to the next; the last: none, identity
     "Body and camera motion of a whole clip."
     flow = ESTIMATORS[estimator]()
     body, camera = np.zeros((len(frames), len(BODY_MOTION)), np.float32), np.tile(np.eye(3, dtype=np.float32), (len(frames), 1, 1))
     for i in range(len(frames) - 1):
-        b, c = step_motion(flow(frames[i], frames[i + 1]), masks[i])
+        b, c = step_motion(flow(frames[i], frames[i + 1]), masks[i], limit=limit)
         if np.isfinite(b).all() and np.isfinite(c).all() and abs(c[2, 2]) > 1e-6: body[i], camera[i] = b, c/c[2, 2]
     return body, camera
 
