@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'Labelling', 'find_model', 'labelling', 'label_origin', 'pair_times', 'follow_body', 'label_windows',
-           'clip_labels', 'LabelWriter', 'LabelStore', 'open_labels', 'merge_labels', 'Labeller', 'label_rows']
+           'clip_labels', 'LabelWriter', 'LabelStore', 'open_labels', 'merge_labels', 'trained_model', 'Labeller',
+           'label_rows']
 
 # %% ../nbs/parts/labels.ipynb #7f31cd6d
 import hashlib, importlib.util, time
@@ -206,18 +207,23 @@ def merge_labels(folder: str | Path,   # with the shards of any number of worker
     return open_labels(out)
 
 # %% ../nbs/parts/labels.ipynb #4f7681be
+def trained_model(how: Labelling):
+    "The model that labels; raises `ConfigError` for one of another version."
+    module, name = how.kind.split(':')
+    with redirect_stdout(None): return getattr(import_module(module), name).from_pretrained(how.model, strict=True).eval().requires_grad_(False)
+
+
 class Labeller(ClipWorker):
     "Labels rows into a folder, as one of several workers."
     verb = 'labelled'
     def __init__(self, how: Labelling, folder, said, worker=0):
         import torch
         from motionvla.encoders import load_encoder
-        module, name = how.kind.split(':'); kind = getattr(import_module(module), name)
         super().__init__(LabelWriter(folder, said, worker)); self.how = how
         torch.set_num_threads(1)  # how work is split up among threads can change the last bit
         where = f'cuda:{worker % torch.cuda.device_count()}' if torch.cuda.is_available() else 'cpu'
         self.encoder = load_encoder(how.encoder, how.image_px).to(where)
-        with redirect_stdout(None): self.model = kind.from_pretrained(how.model, strict=True).eval().requires_grad_(False).to(where)
+        self.model = trained_model(how).to(where)
 
     def do(self, row):
         times, action, background, frames, film = clip_labels(row, self.encoder, self.model, self.how)
@@ -244,6 +250,7 @@ def label_rows(rows: list,             # clips, as `list_clips` and `read_clips`
         left = set(todo(out, [r['clip'] for r in rows], retry)); jobs = [r for r in rows if r['clip'] in left]
         if merged and Path(merged).exists() and jobs: raise DataError(f'{merged} exists, and {len(jobs)} clips are not labelled yet: remove it, or name another folder')
         LabelWriter(out, said)  # refuses a folder of other labels
+        if jobs: trained_model(how)  # what cannot be loaded is said once, before any worker starts
         for item in bad: set_aside(out, item['clip'], item['reason'])
         made = partial(module.Labeller, module.Labelling(**asdict(how)), out, said)
         told = work_through(jobs, out, made, 'labelled', lambda r: int(length_s(r) / max(how.pair_every_s, 1 / how.sample_hz)) + 1, 'labels', 'pair', workers, ray, quiet)

@@ -20,7 +20,7 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .config import VQVAEConfig, set_seed
+from .config import ConfigError, VQVAEConfig, set_seed
 from .datasets import clip_part, list_clips, open_dataset
 from .encoders import ensure_features
 from .mask_motion import BODY_MOTION, ensure_motion, pair_motion_2d, sample_coverage
@@ -163,6 +163,11 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
         self.action, self.background = (make_quantiser(quantiser, codes, code_dim, tokens, beta, decay, restart_dead_codes, steps//2) for _ in range(2))
         self.decoder = AnswerDecoder(dim, grid**2, width, heads, decoder_blocks, tokens, code_dim, background_sees_first_frame, predict)
         self.heads, self.gate = MotionHeads(tokens*code_dim, grid**2), CollapseGate(codes, tokens, collapse_share)
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file, map_location, strict):
+        try: return super()._load_as_safetensor(model, model_file, map_location, strict)
+        except RuntimeError: raise ConfigError(f'{model_file} is of another version, whose model had other parts: train it anew (stage vqvae)') from None
 
     def standard(self, features): return (features.float() - self.mean)/self.std
 

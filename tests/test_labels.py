@@ -170,6 +170,15 @@ def test_a_saved_model_alone(films, trained, undisturbed, tmp_path):
     assert done.returncode == 0 and files(tmp_path/'merged') == files(undisturbed[0]), done.stdout
 
 
+def test_a_model_of_another_version(films, trained, tmp_path):
+    "Told five numbers where this version has six: one sentence, before any worker starts."
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(trained/'vqvae'/'model', tmp_path/'saved'); file = tmp_path/'saved'/'model.safetensors'
+    weights = load_file(file); weights['encoder.motion.weight'] = weights['encoder.motion.weight'][:, :5].contiguous(); save_file(weights, file)
+    done = motionvla('label', films, '--model', tmp_path/'saved', '--profile', 'tiny', '--out', tmp_path/'labels')
+    assert done.returncode and 'of another version' in done.stdout and 'Traceback' not in done.stdout, done.stdout
+
+
 MEMORY = '''
 import sys, numpy as np, torch
 from motionvla.datasets import Clip
