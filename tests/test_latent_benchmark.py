@@ -57,7 +57,22 @@ def test_the_best_choice_wins(bench, tmp_path):
     for lr, criterion in ((3e-4, .1), (1e-3, .3), (3e-3, .2)):
         bench.append(tmp_path/'search.jsonl', [dict(method='masklam', masks='flow', steps=9, choice=dict(lr=lr), criterion=criterion)])
     assert bench.chosen(tmp_path, 'masklam', 'flow', 9) == (dict(lr=1e-3), True)
-    assert bench.chosen(tmp_path, 'masklam', 'truth', 9) == ({}, False)
+    assert bench.chosen(tmp_path, 'masklam', 'truth', 9) == (dict(lr=1e-3), True), 'with true masks, where nothing was searched: as with those of flow'
+    bench.append(tmp_path/'search.jsonl', [dict(method='masklam', masks='truth', steps=9, choice=dict(lr=3e-3), criterion=.1), dict(method='moto', masks='none', steps=9, choice=dict(lr=3e-4), criterion=None)])
+    assert bench.chosen(tmp_path, 'masklam', 'truth', 9) == (dict(lr=3e-3), True)
+    assert bench.chosen(tmp_path, 'moto_16', 'none', 9) == (dict(lr=3e-4), True), 'the same recipe with another number of bits'
+    assert bench.chosen(tmp_path, 'lapo', 'none', 9) == ({}, False)
+
+
+def test_published_rows_are_gone_on_from(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'RESULTS', tmp_path/'results'); (tmp_path/'results').mkdir()
+    rows = [dict(method='ours', steps=9, seed=s, per_clip=dict(motion='0.1 0.2')) for s in range(3)]
+    bench.publish('latent_rows', rows); first = (tmp_path/'results'/'latent_rows.jsonl.gz').read_bytes()
+    bench.publish('latent_rows', rows); assert (tmp_path/'results'/'latent_rows.jsonl.gz').read_bytes() == first, 'the same rows, the same bytes'
+    from motionvla.runs import read_jsonl
+    bench.go_on(tmp_path/'new'); assert read_jsonl(tmp_path/'new'/'rows.jsonl') == rows and not (tmp_path/'new'/'search.jsonl').exists()
+    bench.append(tmp_path/'new'/'rows.jsonl', rows[:1]); bench.go_on(tmp_path/'new')
+    assert len(read_jsonl(tmp_path/'new'/'rows.jsonl')) == 4, 'what is there stays'
 
 
 def test_a_method_without_masks_runs_once_for_all(bench):
