@@ -14,16 +14,13 @@ TRIED = (('five', None), ('six', None), ('five', .06), ('six', .1), ('six', .06)
 def steps(run) -> np.ndarray:
     "Body motion of each sample of the hand's training clips, without a limit: float32 `rows 6`, other rows 0."
     from motionvla.datasets import open_clip, run_clips
-    from motionvla.mask_motion import BODY_MOTION, MOTION_PX, clip_motion, shrunk
-    from motionvla.mask_store import open_masks
+    from motionvla.mask_motion import BODY_MOTION, MOTION_PX, clip_masks, clip_motion, mask_stores
     from motionvla.runs import read_parquet
     samples, rows = read_parquet(run.path/'masks'/'samples.parquet'), run_clips(run.path)
-    stores = {c: s for folder in sorted((run.path/'masks'/'store').iterdir()) for s in [open_masks(folder)] for c in s}
-    clip, out = samples['clip'], np.zeros((len(samples['clip']), len(BODY_MOTION)), np.float32)
+    stores, clip, out = mask_stores(run), samples['clip'], np.zeros((len(samples['clip']), len(BODY_MOTION)), np.float32)
     def motion(name):
-        mine = np.flatnonzero(clip == name); mask = stores[name].one_by_one(name)
-        masks = np.stack([shrunk(mask(i)) for i in range(len(mine))])
-        out[mine] = clip_motion(open_clip(rows[name]).frames(samples['time_s'][mine], MOTION_PX), masks, limit=np.inf)[0]
+        mine = np.flatnonzero(clip == name); frames = open_clip(rows[name]).frames(samples['time_s'][mine], MOTION_PX)
+        out[mine] = clip_motion(frames, clip_masks(stores, name, len(mine)), limit=np.inf)[0]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(motion, [c for c in np.unique(clip[samples['split'] == 'train']).tolist() if c.startswith('human/')]))
     return out

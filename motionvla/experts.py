@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Callable
 
 import numpy as np
+from fastcore.basics import patch
 
 from .fixtures import BUTTON_TOP, KNOB_ARM, REST
 from .scenes import PUSH, Scene
@@ -60,6 +61,7 @@ FLAT = np.array([1, 1, 0])  # without the height
 
 def up(z: float) -> np.ndarray: return np.array([0, 0, z])
 
+# %% ../nbs/parts/experts.ipynb #f91b53d9
 class Plan:
     "Phrases of one arm."
     def __init__(self,
@@ -102,11 +104,13 @@ class Plan:
         return [self.leg(lift, 1., near=.02), self.leg(to(high), 1., near=.015, steps=45), self.leg(to(.006), 1., near=.006, straight=True),
                 self.wait(-1., 3), *self.rise(place()[2] + .10)]
 
-    def pull(self, name: str, onward: Callable, until: Callable, # handle; () -> x, y, z a little ahead of it, m; () -> bool: far enough
-             ready: float = -1.) -> list:                        # the gripper's command before it closes
-        "Take a handle, move it, let go, rise."
-        take = [replace(leg, grip=max(leg.grip, ready)) for leg in self.take(lambda: self.env.handle(name), .07)]
-        return take + [self.leg(onward, 1., until=until, near=1e-3, straight=True, steps=40), self.wait(ready, 3), *self.rise(.12, ready)]
+# %% ../nbs/parts/experts.ipynb #c19cf9c5
+@patch
+def pull(self: Plan, name: str, onward: Callable, until: Callable, # handle; () -> x, y, z a little ahead of it, m; () -> bool: far enough
+         ready: float = -1.) -> list:                        # the gripper's command before it closes
+    "Take a handle, move it, let go, rise."
+    take = [replace(leg, grip=max(leg.grip, ready)) for leg in self.take(lambda: self.env.handle(name), .07)]
+    return take + [self.leg(onward, 1., until=until, near=1e-3, straight=True, steps=40), self.wait(ready, 3), *self.rise(.12, ready)]
 
 # %% ../nbs/parts/experts.ipynb #56838b04
 PLANS = {}  # verb → function of (env, task, rng, regrasp) that gives legs

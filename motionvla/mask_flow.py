@@ -82,7 +82,7 @@ def raft(weights: str | Path, # of torchvision's raft_small, a state dict; nothi
 
 ESTIMATORS = {'dis-ultrafast': lambda: _dis(0), 'dis-fast': lambda: _dis(1), 'dis-medium': lambda: _dis(2), 'farneback': _farneback}
 
-
+# %% ../nbs/parts/mask_flow.ipynb #f99130ad
 def dense_flows(frames: np.ndarray,        # uint8 `t h w 3`
                 estimator='dis-fast',      # a name in ESTIMATORS, or a function such as `raft` makes
                ) -> Flows:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BODY_MOTION', 'STEP_LIMIT', 'SPOTS', 'MOTION_PX', 'tip', 'stretch', 'step_motion', 'clip_motion', 'pair_motion_2d',
-           'shrunk', 'sample_coverage', 'ensure_motion']
+           'shrunk', 'mask_stores', 'clip_masks', 'sample_coverage', 'ensure_motion']
 
 # %% ../nbs/parts/mask_motion.ipynb #23485af3
 import fcntl, os, sys
@@ -111,7 +111,12 @@ def shrunk(mask: np.ndarray, # bool `h w`
     return cv2.resize(mask.astype(np.uint8)*255, (px, px), interpolation=cv2.INTER_AREA) > 127
 
 
-def _masks_of(stores, clip, n, px):
+def mask_stores(run) -> dict: # clip → its mask store
+    "Where the masks of each of a run's clips lie."
+    return {c: store for folder in sorted((run.path/'masks'/'store').iterdir()) for store in [open_masks(folder)] for c in store}
+
+
+def clip_masks(stores, clip, n, px=MOTION_PX):
     "The masks of a clip at another size, bool `n px px`."
     one = stores[clip].one_by_one(clip)
     return np.stack([shrunk(one(i), px) for i in range(n)])
@@ -121,12 +126,12 @@ def _fill(run, samples, out, note, progress, px, every=50):
     "Fills `out` from row `note['rows']` on."
     from tqdm import tqdm
     rows, clip = run_clips(run.path), samples['clip']
-    stores = {c: store for folder in sorted((run.path/'masks'/'store').iterdir()) for store in [open_masks(folder)] for c in store}
+    stores = mask_stores(run)
     edges = np.flatnonzero(np.r_[True, clip[1:] != clip[:-1], True])
     todo = [(str(clip[i]), int(i), int(j)) for i, j in zip(edges[:-1], edges[1:]) if i >= note['rows']]
     def motion(job):
         name, first, end = job
-        body, camera = clip_motion(open_clip(rows[name]).frames(samples['time_s'][first:end], px), _masks_of(stores, name, end - first, px))
+        body, camera = clip_motion(open_clip(rows[name]).frames(samples['time_s'][first:end], px), clip_masks(stores, name, end - first, px))
         return first, end, np.concatenate([body, camera.reshape(-1, 9)], 1)
     with ThreadPoolExecutor(run.config.masks.workers or os.cpu_count()) as pool:
         for i, (first, end, values) in enumerate(tqdm(pool.map(motion, todo), desc='body motion', total=len(todo), unit='clip', file=sys.stdout, ascii=True, mininterval=2., ncols=100)):
@@ -138,7 +143,7 @@ def sample_coverage(run) -> np.ndarray:  # uint8 `rows n`; 255 = patch fully cov
     "Coverage of each sampled frame by itself, from the run's mask stores; raises `ValueError` where there are none."
     folder = run.path/'masks'
     if not (folder/'store').is_dir(): raise ValueError(f'{folder} has no mask store: make the masks stage first, or set vqvae.coverage_head to 0 and vqvae.mask_frames to union')
-    stores = {c: store for f in sorted((folder/'store').iterdir()) for store in [open_masks(f)] for c in store}
+    stores = mask_stores(run)
     return np.concatenate([stores[c].of(c)[1] for c in dict.fromkeys(read_parquet(folder/'samples.parquet')['clip'].tolist())])
 
 

@@ -42,7 +42,9 @@ def take_outputs(notebook,  # as committed
                  root: Path = Path('.'), # the project's folder, removed from paths in the outputs
                 ):          # the notebook with the outputs of the executed one
     "Copies outputs cell by cell; raises `PagesError` where the sources differ."
-    ran = [c for c in executed.cells if 'injected-parameters' not in c.metadata.get('tags', [])]
+    told = [c for c in executed.cells if 'injected-parameters' in c.metadata.get('tags', [])]
+    made_in = re.search(r'^run_dir = "(.+?)/_runs/', '\n'.join(c.source for c in told), re.M)  # perhaps another clone
+    root, ran = Path(made_in[1]) if made_in else root, [c for c in executed.cells if c not in told]
     if len(ran) != len(notebook.cells): raise PagesError(f'{len(ran)} cells were executed, the notebook has {len(notebook.cells)}: run it again')
     out = copy.deepcopy(notebook)
     for i, (mine, theirs) in enumerate(zip(out.cells, ran)):

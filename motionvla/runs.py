@@ -164,6 +164,18 @@ class _Stages:
         if made is not None and (what := difference(made, self.config, name)):
             raise ConfigError(f'{self.path/name} was made with {what}: choose another run folder, or make it again with --from-stage')
 
+    def report(self, section: str, values: dict):
+        "Merges numbers into a (dotted) section of `report.json`; whole numbers are written as floats, so that every figure has one type."
+        import fcntl
+        with open(self.path/'.report.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            report = read_json(self.path/'report.json', {})
+            report |= dict(profile=self.config.profile, seed=self.config.seed)
+            here = report
+            for part in section.split('.'): here = here.setdefault(part, {})
+            here.update(_floats(values))
+            write_json(self.path/'report.json', report)
+
 # %% ../nbs/parts/runs.ipynb #6026ff56
 class Run(_Stages):
     "A run folder with its resolved configuration."
@@ -208,18 +220,6 @@ class Run(_Stages):
         if not needed: made()
         yield needed
         if needed: made()
-
-    def report(self, section: str, values: dict):
-        "Merges numbers into a (dotted) section of `report.json`; whole numbers are written as floats, so that every figure has one type."
-        import fcntl
-        with open(self.path/'.report.lock', 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            report = read_json(self.path/'report.json', {})
-            report |= dict(profile=self.config.profile, seed=self.config.seed)
-            here = report
-            for part in section.split('.'): here = here.setdefault(part, {})
-            here.update(_floats(values))
-            write_json(self.path/'report.json', report)
 
 # %% ../nbs/parts/runs.ipynb #e1795b7c
 def open_run(run_dir: str | Path,        # the run folder

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
@@ -186,8 +187,6 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
         return self.action(action), self.background(background)
 
 # %% ../nbs/01_vqvae.ipynb #5da16eb6
-from fastcore.basics import patch
-
 @patch
 @torch.no_grad()
 def encode(self: HybridDisentangledVQVAE,
