@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'IMMATERIAL', 'atomic_path', 'write_json', 'read_json', 'ap
            'write_parquet', 'read_parquet', 'difference', 'processes', 'Run', 'open_run', 'reopen_run']
 
 # %% ../nbs/parts/runs.ipynb #80cfa53e
-import json, os, time
+import atexit, json, os, time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -128,11 +128,19 @@ def processes() -> tuple[int, int]:  # rank of this process, number of processes
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
+def _part():
+    "Ends the group of processes while Python still runs: a thread of gloo that drops its last tensor later than that aborts the process."
+    from torch.distributed import destroy_process_group, is_initialized
+    if is_initialized(): destroy_process_group()
+
+
 def _agreed(value):
     "The main process's value, in all of them; they meet here."
     import torch
     from torch.distributed import broadcast_object_list, init_process_group, is_initialized
-    if not is_initialized(): init_process_group('gloo' if not torch.cuda.is_available() else 'cpu:gloo,cuda:nccl')
+    if not is_initialized():
+        init_process_group('gloo' if not torch.cuda.is_available() else 'cpu:gloo,cuda:nccl')
+        atexit.register(_part)
     said = [value]
     broadcast_object_list(said, device=torch.device('cpu'))
     return said[0]

@@ -115,6 +115,16 @@ def test_bf16(features, one, tmp_path):
         for k in ('loss', 'full', 'motion'): assert abs(row[k] - one[1][step][k]) < .05*abs(one[1][step][k]), f'step {step}, {k}: {row[k]} and {one[1][step][k]}'
 
 
+def test_the_group_is_ended_before_python_is(tmp_path):
+    "A group that still stands when the interpreter is taken down can abort a process that has nothing left to do (SIGABRT, now and then)."
+    program = tmp_path/'meet.py'
+    program.write_text("import atexit\nfrom torch.distributed import is_initialized\nfrom motionvla.runs import _agreed, processes\n"
+                       "atexit.register(lambda: print('stands' if is_initialized() else 'ended', flush=True))\n"
+                       "assert _agreed('said' if processes()[0] == 0 else None) == 'said' and is_initialized()\n")
+    done = subprocess.run([*TORCHRUN, program], env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200)
+    assert done.returncode == 0 and done.stdout.count('ended') == 2 and 'stands' not in done.stdout, done.stdout[-2000:]
+
+
 def test_the_command(features, tmp_path):
     "`--processes`, and torchrun itself; what is done is not done again, and a batch that cannot be dealt out is refused."
     run = tmp_path/'run'; shutil.copytree(features, run)
