@@ -32,7 +32,7 @@ test: setup
 	@rm -rf _runs/tiny
 	@python tests/sync.py
 	nbdev_test --n_workers 2 --timing
-	pytest tests -q
+	pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder
 
 sync: setup
 	@python tests/sync.py

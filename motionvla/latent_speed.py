@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import VQVAEConfig
+from .mask_motion import BODY_MOTION
 from .training import to_device
 
 # %% ../nbs/parts/latent_speed.ipynb #e0e7d136
@@ -50,12 +51,12 @@ def vqvae_flops(c: VQVAEConfig,     # its sizes, `decode_share`, `difference_inp
                ) -> dict:           # part → FLOPs a pair
     "Matrix-product FLOPs of the model for one pair, counted on paper; element-wise work and the heads for coverage, leak and invariance are left out."
     n, m, q, w = patches, patches + 2*c.tokens, 2*c.tokens, c.width
-    first = {'patch embedding': linear_flops((2 + c.difference_input)*n, dim, w) + c.motion_input*linear_flops(1, 5, w)}  # both frames, their difference, the body's motion
+    first = {'patch embedding': linear_flops((2 + c.difference_input)*n, dim, w) + c.motion_input*linear_flops(1, len(BODY_MOTION), w)}  # both frames, their difference, the body's motion
     flops = encoder_flops(m + c.motion_input, w, c.encoder_blocks, q, asked)
     vectors, nearest = linear_flops(q, w, c.code_dim), linear_flops(q, c.code_dim, c.codes)
     if not train: return first | flops | {'codebooks': vectors + nearest}
     answers = decoder_flops(n, m, w, dim, c.code_dim, c.decoder_blocks, c.tokens, c.predict == 'gate')
-    head = linear_flops(1, c.tokens*c.code_dim + 5, 64) + linear_flops(1, 64, 10) if c.motion_head or c.flow_head else 0
+    head = linear_flops(1, c.tokens*c.code_dim + 5, 64) + linear_flops(1, 64, 5 + len(BODY_MOTION)) if c.motion_head or c.flow_head else 0
     whole = {k: 3*v for k, v in flops.items()} | {'codebooks': 3*(vectors + head) + 2*nearest} | {k: 3*v*c.decode_share for k, v in answers.items()}
     whole['decoder ends'] -= linear_flops(n, dim, w)*c.decode_share  # no gradient of the features
     return {k: 2*v for k, v in first.items()} | whole

@@ -1,5 +1,5 @@
-"The whole path at the profile tiny: files, numbers, kills, bad videos, and truth that nobody trains on."
-import json, os, shutil, signal, subprocess, time
+"The whole path at the profile tiny: files, numbers, kills, bad videos, truth that nobody trains on, and the command where a run is there."
+import json, os, re, shutil, signal, subprocess, time
 from pathlib import Path
 
 import nbformat, psutil, pytest
@@ -173,3 +173,35 @@ def test_a_script_without_the_usual_guard(whole_run, tmp_path):
     script.write_text(f"from motionvla.runs import open_run\nfrom motionvla.masks import ensure_masks\nensure_masks(open_run({str(tmp_path/'run')!r}, 'tiny', overrides='masks: {{workers: 2}}'))\n")
     done = subprocess.run([BIN/'python', script], env=environment(), text=True, capture_output=True, timeout=120)
     assert done.returncode == 1 and 'under `if __name__ == "__main__":`' in done.stderr and 'before it had begun' in done.stderr.splitlines()[-1], done.stderr[-2000:]
+
+
+# ---------------------------------------------------------------- the command and a run that is there
+def test_failed_cell(whole_run, tmp_path):
+    run = tmp_path/'run'
+    shutil.copytree(whole_run[0], run)
+    done = motionvla('run', '--profile', 'tiny', '--run-dir', run, '--set', 'vqvae.encoder=nonsense', '--from-stage', '01_vqvae', '--to-stage', '01_vqvae')
+    copy = run/'01_vqvae.failed.ipynb'
+    assert done.returncode == 1 and 'nonsense' in done.stdout and str(copy) in done.stdout and copy.exists(), done.stdout
+    assert 'Traceback' not in done.stdout and not (run/'01_vqvae.ipynb').exists() and not (run/'vqvae'/'done.json').exists()
+
+
+def test_other_numbers_are_refused(whole_run):
+    done = motionvla('run', '--profile', 'tiny', '--run-dir', whole_run[0])
+    assert done.returncode == 2 and 'vqvae.steps' in done.stdout and '--from-stage' in done.stdout, done.stdout
+
+
+def test_report_table(whole_run):
+    folder, said = whole_run
+    again = motionvla('report', folder).stdout
+    report = report_of(folder)
+    for text in (said, again):
+        assert str(folder/'report.json') in text and 'ours' in text and f'{report["codebook"]["motion_r2"]:.2f}' in text
+    assert len(re.findall(r'^0\d_\w+ +\d+\.\d s$', said, re.M)) == 6, said
+
+
+def test_finished_run_does_nothing(whole_run):
+    folder, _ = whole_run
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file() and not p.name.endswith('.lock')}
+    done = motionvla('run', *SETTINGS, '--run-dir', folder)
+    assert done.returncode == 0 and 'finished before: 00_masks' in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file() and not p.name.endswith('.lock')}
