@@ -28,6 +28,7 @@ OURS = dict(
     **{f'q_{q}': dict(quantiser=q) for q in ('vq_loss', 'rotation', 'sim', 'fsq', 'residual', 'nsvq', 'dither', 'anneal', 'noisy')},
     **{f'codes_{n}': dict(codes=n) for n in (8, 32, 64, 128, 256)}, **{f'tokens_{n}': dict(tokens=n) for n in (2, 8)}, **{f'dim_{n}': dict(code_dim=n) for n in (2, 8, 32)})
 SEARCH_SEED = 100  # of the searches, and of nothing that is scored
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # where a search may go beyond its method's choices
 SAME_RECIPE = dict(univla_twice='univla', villax_16='villax', lapa_16='lapa', moto_16='moto')  # another number of bits or steps: the choice of the method's own search
 RESULTS = Path(__file__).parent/'results'
 
@@ -172,23 +173,41 @@ def losses(folder) -> dict:
 def variants(method, told): return {k: told[v] for k, v in (('codes', 'codes'), ('continuous', 'latents')) if told[v] is not None}
 
 
-def search_cell(world, name, masks, steps) -> list:
-    "Every choice of a method, trained without the clips kept back and scored on them."
-    out, every = [], method_of(name, world.config).choices
-    for choice in every:
-        method, how = method_of(name, world.config), dict(choice); lr = how.pop('lr', world.config.lr)
-        seen, start = held_out(world.seen(masks, method.uses)), time.process_time()
-        folder = world.data/'search'/f'{name}-{masks}-{steps}'/'-'.join(f'{k}-{v:g}' for k, v in (('lr', lr), ('beta', how.get('beta', 0.))))  # what a training depends on
-        method.choose(**how).fit(seen, steps, lr, SEARCH_SEED, folder)
-        told = method.encode(seen, np.arange(len(seen.pairs)))
-        row = dict(method=name, masks=masks, steps=steps, choice=choice, **losses(folder))
-        for variant, x in variants(method, told).items():
-            s = score(x, world.truth(seen.pairs), seen.pairs, method.codes, full=False)
-            row |= {f'{k}_{variant}': s[f'{k}'] for k in ('motion_r2', 'camera_r2')}
-        row |= dict(criterion=row['motion_r2_codes'] - row['camera_r2_codes'], cpu_s=time.process_time() - start); out.append(row)
-        print(f'search {name} {masks} {choice}: motion {row["motion_r2_codes"]:.3f}, camera {row["camera_r2_codes"]:.3f}, {row["cpu_s"]:.0f} s', flush=True)
+def search_one(world, name, masks, steps, choice) -> dict:
+    "One choice of a method, trained without the clips kept back and scored on them."
+    method, how = method_of(name, world.config), dict(choice); lr = how.pop('lr', world.config.lr)
+    seen, start = held_out(world.seen(masks, method.uses)), time.process_time()
+    folder = world.data/'search'/f'{name}-{masks}-{steps}'/'-'.join(f'{k}-{v:g}' for k, v in (('lr', lr), ('beta', how.get('beta', 0.))))  # what a training depends on
+    method.choose(**how).fit(seen, steps, lr, SEARCH_SEED, folder)
+    told = method.encode(seen, np.arange(len(seen.pairs)))
+    row = dict(method=name, masks=masks, steps=steps, choice=choice, **losses(folder))
+    for variant, x in variants(method, told).items():
+        s = score(x, world.truth(seen.pairs), seen.pairs, method.codes, full=False)
+        row |= {f'{k}_{variant}': s[f'{k}'] for k in ('motion_r2', 'camera_r2')}
+    row |= dict(criterion=row['motion_r2_codes'] - row['camera_r2_codes'], cpu_s=time.process_time() - start)
+    print(f'search {name} {masks} {choice}: motion {row["motion_r2_codes"]:.3f}, camera {row["camera_r2_codes"]:.3f}, {row["cpu_s"]:.0f} s', flush=True)
+    return row
+
+
+def to_try(choices, rows) -> list:
+    "What a search has still to train: its choices, then a rate further as long as the best one stands at the edge of those tried."
+    missing = [c for c in choices if c not in [r['choice'] for r in rows]]
+    if missing or not rows: return missing
+    best, rates = max(rows, key=lambda r: r['criterion'])['choice'], {r['choice'].get('lr') for r in rows}
+    if best.get('lr') not in RATES: return []
+    at, edges = RATES.index(best['lr']), {min(rates): -1, max(rates): 1}
+    further = at + edges.get(best['lr'], 0)
+    return [best | dict(lr=RATES[further])] if best['lr'] in edges and 0 <= further < len(RATES) else []
+
+
+def search(world, name, masks, steps, file):
+    "A method's small search; what is in the file is not trained again."
+    from motionvla.runs import read_jsonl
+    choices = method_of(name, world.config).choices
+    def found(): return [r for r in read_jsonl(file) if (r['method'], r['masks'], r['steps']) == (name, masks, steps)]
+    if any(r['criterion'] is None for r in found()): return  # a choice of which no more is known
+    while left := to_try(choices, found()): append(file, [search_one(world, name, masks, steps, left[0])])
     shutil.rmtree(world.data/'search'/f'{name}-{masks}-{steps}', ignore_errors=True)
-    return out
 
 
 def chosen(data, name, masks, steps) -> tuple:
@@ -280,13 +299,13 @@ def go_on(data):
 def work(asked, world):
     from motionvla.runs import read_jsonl
     file = world.data/('search.jsonl' if asked.search else 'rows.jsonl')
-    def done(name, masks, seed): return any((r['method'], r['masks'], r.get('seed', SEARCH_SEED), r['steps']) == (name, masks, seed, asked.steps) for r in read_jsonl(file))
+    def done(name, masks, seed): return not asked.search and any((r['method'], r['masks'], r['seed'], r['steps']) == (name, masks, seed, asked.steps) for r in read_jsonl(file))
     for cell in plan(asked, world):
         if done(*cell): continue
         with claimed(world.data/'locks'/f'{"search" if asked.search else "score"}-{"-".join(map(str, cell))}-{asked.steps}.lock') as mine:
             if not mine or done(*cell): continue
             name, masks, seed = cell
-            if asked.search: append(file, search_cell(world, name, masks, asked.steps)); publish('latent_search', read_jsonl(file)); continue
+            if asked.search: search(world, name, masks, asked.steps, file); publish('latent_search', read_jsonl(file)); continue
             rows = score_cell(world, name, masks, seed, asked.steps); append(file, rows)
         for r in rows:
             print(f'{name:26}{r["variant"]:11}{masks:6}seed {seed}: motion {r["motion_r2"]:.3f}, camera {r["camera_r2"]:.3f}, perplexity {r.get("perplexity") or float("nan"):.1f}, {r["cpu_s"]:.0f} s', flush=True)
@@ -306,16 +325,9 @@ def save(file, steps):
     with contextlib.redirect_stdout(io.StringIO()): machine.save('latent', [{k: v for k, v in r.items() if k != 'per_clip'} for r in rows_of(file, steps)])
 
 
-def against(mine, name) -> dict | None:
-    "A method's row of the ranking, and ours beside it on the seeds that both have; None where there are none."
-    from motionvla.latent_measure import ranking
-    seeds = {r['seed'] for r in mine['ours']} & {r['seed'] for r in mine[name]}
-    both = {n: [r for r in mine[n] if r['seed'] in seeds] for n in {name: 0, 'ours': 0}}
-    return next(r for r in ranking(both, 'ours') if r['name'] == name) if seeds else None
-
-
 def rank(file, steps):
     "For each kind of masks: methods in order of motion less leak, with intervals and paired tests against ours."
+    from motionvla.latent_measure import ranking
     rows, out = rows_of(file, steps), []
     for masks in sorted({r['masks'] for r in rows} - {'none'}):
         for variant in ('codes', 'continuous'):
@@ -323,11 +335,10 @@ def rank(file, steps):
             for r in rows:
                 if r['masks'] in (masks, 'none') and r['variant'] in (variant, 'codes' if r['method'] == 'random' else variant): mine.setdefault(r['method'], []).append(r)
             if 'ours' not in mine: continue
-            found = [against(mine, name) for name in mine]
-            out += [dict(masks=masks, variant=variant, **r) for r in sorted(filter(None, found), key=lambda r: -r['score']['mean'])]
+            out += [dict(masks=masks, variant=variant, **r) for r in ranking(mine, 'ours')]
     if not out: return
     with contextlib.redirect_stdout(io.StringIO()): machine.save('latent_ranking', out)
-    for r in out: print(f'{r["masks"]:6}{r["variant"]:11}{r["name"]:26}' + ', '.join(f'{k} {r[k]["mean"]:.3f}' for k in ('motion', 'camera', 'score')) + (f', p {r["p"]:.3f}' if 'p' in r else ''), flush=True)
+    for r in out: print(f'{r["masks"]:6}{r["variant"]:11}{r["name"]:26}' + ', '.join(f'{k} {r[k]["mean"]:.3f}' for k in ('motion', 'camera', 'score')) + (f', p {r["p"]:.3f}' if r.get('p') is not None else ''), flush=True)
 
 
 if __name__ == '__main__':

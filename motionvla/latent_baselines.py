@@ -303,24 +303,24 @@ def patches_of(frames: torch.Tensor, grid: int) -> torch.Tensor:  # `b h w 3` �
 
 # %% ../nbs/parts/latent_baselines.ipynb #d87349dd
 class LAPAEncoder(nn.Module):
-    "C-ViViT: patches in space, then in time; the difference of the frames, convolved down to 2 × 2 tokens."
+    "C-ViViT: patches in space, then in time; both frames convolved down to 2 × 2 tokens; their difference."
     def __init__(self, pixels, grid, c):
         super().__init__()
         w, halvings = c.width, max(1, int(np.log2(grid)) - 1)
         self.grid, self.place = grid, _small(grid**2, w)
-        self.patch = nn.ModuleList(nn.Sequential(nn.Linear(pixels, w), nn.LayerNorm(w)) for _ in range(2))
+        self.patch = nn.Sequential(nn.Linear(pixels, w), nn.LayerNorm(w))
         self.space, self.time = _stack(c, c.encoder_blocks), _stack(c, c.encoder_blocks)
         halve = [m for _ in range(halvings) for m in (nn.Conv2d(w, w, 3, 2, 1), nn.GELU())]
         self.down = nn.Sequential(*halve, nn.AdaptiveAvgPool2d(2), nn.Conv2d(w, c.code_dim, 1))
 
     def forward(self, source, target):  # patches `b n p` each → `b 4 d`
-        x = torch.stack([self.patch[0](source), self.patch[1](target)], 1) + self.place
+        x = self.patch(torch.stack([source, target], 1)) + self.place
         x = rearrange(x, 'b t n w -> (b t) n w')
         for block in self.space: x = block(x)
         x = rearrange(x, '(b t) n w -> (b n) t w', t=2)
         for block in self.time: x = block(x, src_mask=torch.ones(2, 2, dtype=torch.bool, device=x.device).triu(1))
-        change = rearrange(x[:, 1] - x[:, 0], '(b h v) w -> b w h v', b=len(source), h=self.grid)
-        return rearrange(self.down(change), 'b d h v -> b (h v) d')
+        first, second = (self.down(rearrange(y, '(b h v) w -> b w h v', b=len(source), h=self.grid)) for y in x.unbind(1))
+        return rearrange(second - first, 'b d h v -> b (h v) d')
 
 # %% ../nbs/parts/latent_baselines.ipynb #07c90f32
 class LAPANet(nn.Module):
@@ -339,7 +339,7 @@ class LAPANet(nn.Module):
     def both(self, batch): return [patches_of(batch[k], self.grid) for k in ('source_px', 'target_px')]
 
     def decode(self, q, source):  # tokens `b 4 d`, patches of the first frame → patches of the second
-        x, told = self.encoder.patch[0](source).detach() + self.place, self.up(q) + self.slot
+        x, told = self.encoder.patch(source).detach() + self.place, self.up(q) + self.slot
         for block in self.blocks: x = block(x, told)
         x = self.norm(x)
         return self.gate(x).sigmoid()*source + self.change(x)
@@ -383,14 +383,14 @@ class MotoNet(nn.Module):
         self.book, self.motion = make_quantiser('vq', codes, c.code_dim, tokens, c.beta, c.decay), nn.Linear(tokens*c.code_dim, w)
         self.patch, self.place = nn.Linear(pixels, w), _small(grid**2, w)
         self.blocks, self.norm = _stack(c, c.decoder_blocks), nn.LayerNorm(w)
-        self.change, self.gate, self.perceived = nn.Linear(w, pixels), nn.Linear(w, 1), nn.Linear(w, dim)
-        nn.init.zeros_(self.change.weight)
+        self.change, self.gate, self.perceived, self.kept = nn.Linear(w, pixels), nn.Linear(w, 1), nn.Linear(w, dim), nn.Linear(w, 1)
+        nn.init.zeros_(self.change.weight); nn.init.zeros_(self.perceived.weight)
 
-    def decode(self, q, first):  # codes `b k d`, first frame's patches → pixels `b n p`, features `b n d`
+    def decode(self, q, first, source):  # codes `b k d`, first frame's patches and features → pixels `b n p`, features `b n d`
         x = self.patch(first) + self.place + self.motion(q.flatten(1))[:, None]
         for block in self.blocks: x = block(x)
         x = self.norm(x)
-        return self.gate(x).sigmoid()*first + self.change(x), self.perceived(x)
+        return self.gate(x).sigmoid()*first + self.change(x), self.kept(x).sigmoid()*source + self.perceived(x)
 
     def latent(self, batch):
         z = self.down(self.former(batch['source'], batch['target']))
@@ -398,7 +398,7 @@ class MotoNet(nn.Module):
 
     def pass_through(self, batch):
         q, _, commit = self.book(self.down(self.former(batch['source'], batch['target'])))
-        return self.decode(q, patches_of(batch['source_px'], self.grid)), commit
+        return self.decode(q, patches_of(batch['source_px'], self.grid), batch['source']), commit
 
     def loss(self, batch):
         (pixels, features), commit = self.pass_through(batch)
@@ -461,7 +461,7 @@ class LAOM(Learned):
 
     def encode(self, data, numbers):
         told = super().encode(data, numbers)
-        return told | dict(codes=self.quantiser.encode(self.turned(told['latents'])))
+        return told | dict(codes=self.quantiser.encode(self.turned(told['latents'])), hidden=None)  # a code belongs to a part of all numbers, not to a token
 
 # %% ../nbs/parts/latent_baselines.ipynb #9189c8ce
 def _features(name, net, tokens=4, codes=16, uses=('features',), kind=Learned):
@@ -497,7 +497,7 @@ def _univla(name, share):
     return make
 
 # %% ../nbs/parts/latent_baselines.ipynb #ca894515
-ENTRY = 32  # width of the rivals' entries, whatever ours is: their papers have 32 to 128
+ENTRY = 32  # width of the rivals' entries, whatever ours is
 
 #: name → function of a `VQVAEConfig` that makes the method
 RIVALS = dict(

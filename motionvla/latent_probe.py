@@ -386,7 +386,7 @@ def contact_scores(x, contact: np.ndarray, clips, fit, score, penalty=1., rounds
 
 
 def which_scores(x, label: np.ndarray, clips, fit, score, penalty=1., rounds: int = 1000, seed: int = 0) -> dict | None:
-    "accuracy with its interval, balanced accuracy, the commonest label's share and the number of labels, of a ridge classifier of `label` `n` (int, −1 = unknown)."
+    "accuracy with its interval and chance (one label in so many: the classifier weighs all labels alike, so it does not fall back on the commonest), balanced accuracy and the number of labels, of a ridge classifier of `label` `n` (int, −1 = unknown)."
     from sklearn.linear_model import RidgeClassifier
     fit = fit & (label >= 0); score = score & np.isin(label, np.unique(label[fit]))
     if len(np.unique(label[fit])) < 2 or not score.any(): return None
@@ -396,7 +396,7 @@ def which_scores(x, label: np.ndarray, clips, fit, score, penalty=1., rounds: in
     _, at, n = np.unique(clips[score], return_inverse=True, return_counts=True); y = label[score]
     w = draw_clips(len(n), rounds, seed); low, high = np.quantile((w @ np.bincount(at, right))/(w @ n), [.025, .975])
     return dict(accuracy=float(right.mean()), low=float(low), high=float(high), balanced=float(np.mean([right[y == c].mean() for c in np.unique(y)])),
-                chance=float(np.bincount(y).max()/len(y)), labels=len(np.unique(label[fit])))
+                chance=1/len(np.unique(label[fit])), labels=len(np.unique(label[fit])))
 
 # %% ../nbs/parts/latent_probe.ipynb #1534dffc
 SCORES = ('motion', 'camera', 'motion_minus_leak', 'opening', 'hand_to_robot')  # that can be compared from rows of results
@@ -436,14 +436,16 @@ def _check_same(rows):
 
 
 def _judged(value, clip_draws, parts, clips):
-    "Mean, interval and p of a value from its clip resamples and, for each method, its scores by seed."
+    "Mean, interval and p of a value from its clip resamples and, for each method, its scores by seed. A method with one training is taken to vary as the other one does."
     from scipy.stats import t
-    spread = [(clip_draws.var(ddof=1), clips - 1)] + [(np.var(p, ddof=1)/len(p), len(p) - 1) for p in parts if len(p) > 1]
+    known = [(float(np.var(p, ddof=1)), len(p) - 1) for p in parts if len(p) > 1]
+    alike = known[0] if known else (0., 1)
+    spread = [(clip_draws.var(ddof=1), clips - 1)] + [((np.var(p, ddof=1) if len(p) > 1 else alike[0])/len(p), len(p) - 1 if len(p) > 1 else alike[1]) for p in parts]
     total = sum(v for v, _ in spread)
     freedom = total**2/max(sum(v**2/max(f, 1) for v, f in spread), 1e-300) if total else 1.
     reach = float(t.ppf(.975, freedom)*total**.5)
     p = float(2*t.sf(abs(value)/total**.5, freedom)) if total else float(value == 0)
-    return dict(low=float(value - reach), high=float(value + reach), p=p, clips=clips, seeds=min(map(len, parts)))
+    return dict(low=float(value - reach), high=float(value + reach), p=p if known else None, clips=clips, seeds=min(map(len, parts)))
 
 
 def combine(rows: list,          # of one method, one a seed: dicts with `per_clip` from `measure`
@@ -461,7 +463,7 @@ def combine(rows: list,          # of one method, one a seed: dicts with `per_cl
 def compare(a: list, b: list,    # rows of two methods, one a seed, as for `combine`
             what: str = 'motion_minus_leak', # one of SCORES
             rounds: int = 1000, seed: int = 0,
-           ) -> dict:            # difference (a minus b), low, high (95 %), p (two-sided), seeds, clips
+           ) -> dict:            # difference (a minus b), low, high (95 %), p (two-sided; None where both were trained once), seeds, clips
     "Whether a scores higher than b, on the same clips. Raises `ValueError` for rows of different clips."
     both = [[{k: unpack(v) for k, v in r['per_clip'].items()} for r in rows] for rows in (a, b)]; _check_same(both[0] + both[1])
     draws, each = Draws(rounds, seed), [np.array([row_score(s, what) for s in rows]) for rows in both]

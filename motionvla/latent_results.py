@@ -64,13 +64,13 @@ def pick(ranked: list,          # rows of latent_ranking.json
 def forest(ranked: list,      # from `pick`, with ours among them
            ours: str = 'ours',
           ):                  # a matplotlib figure; None where there is nothing to compare
-    "What each variant scores more (right) or less (left) than ours in motion minus leak, on the same clips and seeds, with 95 % intervals."
+    "What each variant scores more (right) or less (left) than ours in motion minus leak, on the same clips, with 95 % intervals."
     import matplotlib.pyplot as plt
     rows = sorted((r for r in ranked if r['name'] != ours and 'difference' in r), key=lambda r: -r['difference'])
     if not rows: return None
     fig, ax = plt.subplots(figsize=(7.4, .6 + .24*len(rows)), layout='constrained')
     for i, r in enumerate(rows):
-        sure = r['p'] < .05
+        sure = r['p'] is not None and r['p'] < .05
         ax.errorbar(-r['difference'], i, xerr=[[r['high'] - r['difference']], [r['difference'] - r['low']]], fmt='o' if sure else 'D', color='#0072B2' if sure else '#999999', ms=5, elinewidth=1.4)
     ax.axvline(0, color='k', lw=.8); ax.set_yticks(range(len(rows)), [r['name'] for r in rows], fontsize=8); ax.grid(axis='x', alpha=.3)
     ax.set(xlabel='motion minus leak, less that of ours (grey: p ≥ 0.05)', ylim=(-.7, len(rows) - .3))

@@ -64,6 +64,18 @@ def test_the_best_choice_wins(bench, tmp_path):
     assert bench.chosen(tmp_path, 'lapo', 'none', 9) == ({}, False)
 
 
+def test_a_search_goes_on_at_the_edge(bench):
+    choices = tuple(dict(lr=lr, beta=beta) for lr in (1e-3, 3e-3) for beta in (.25, .01))
+    rows, tried = [], []
+    while left := bench.to_try(choices, rows):
+        tried.append(left[0]); rows.append(dict(choice=left[0], criterion=-abs(left[0]['lr'] - 3e-4) - left[0]['beta']/100))
+    assert tried == [*choices, dict(lr=3e-4, beta=.01), dict(lr=1e-4, beta=.01)], 'as long as the best rate is the lowest'
+    rows = [dict(choice=c, criterion=c['lr']) for c in choices]
+    assert bench.to_try(choices, rows) == [dict(lr=1e-2, beta=.25)], 'and upwards'
+    assert bench.to_try(choices, rows[1:]) == [choices[0]], 'what is there is not trained again'
+    assert bench.to_try(({},), [dict(choice={}, criterion=.1)]) == [] and bench.to_try(({},), []) == [{}], 'a method without rates'
+
+
 def test_published_rows_are_gone_on_from(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, 'RESULTS', tmp_path/'results'); (tmp_path/'results').mkdir()
     rows = [dict(method='ours', steps=9, seed=s, per_clip=dict(motion='0.1 0.2')) for s in range(3)]
