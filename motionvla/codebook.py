@@ -214,14 +214,14 @@ def code_page(rows: list,      # from `draw_pairs`
     "A row a code: pairs of frames, an arrow on the first from the mask's old centre to its new one; human left, robot right."
     import matplotlib.pyplot as plt
     px = next(iter(frames.values())).shape[1]
-    wide, gap = 2*px + 3, 12
+    wide, gap = 2*px + 5, 12
     left = lambda j: j*wide + (gap if j >= len(rows[0])//2 else 0)
     page = np.full((len(rows)*(px + 2), left(len(rows[0]) - 1) + wide, 3), 255, np.uint8)
     fig = plt.figure(figsize=(9, 9*page.shape[0]/page.shape[1] + .5)); ax = fig.add_axes([.04, 0, .96, .96])
     for c, row in enumerate(rows):
         for j, pair in enumerate(row):
             if pair not in frames: continue
-            page[c*(px + 2):c*(px + 2) + px, left(j):left(j) + 2*px] = np.concatenate(frames[pair], 1)
+            for k, frame in enumerate(frames[pair]): page[c*(px + 2):c*(px + 2) + px, left(j) + k*(px + 1):left(j) + k*(px + 1) + px] = frame
             (x0, y0), (x1, y1) = px*np.array(centres[pair])
             for colour, lw in (('k', 2.6), ('#F0E442', 1.3)) if np.isfinite(x0 + x1) else ():  # seen on light and dark
                 ax.annotate('', (left(j) + x1, c*(px + 2) + y1), (left(j) + x0, c*(px + 2) + y0),

@@ -128,7 +128,7 @@ def measure(x: np.ndarray,         # codes (int `p k`) or continuous latents (fl
             seed: int = 0,
            ) -> dict:              # flat, JSON-able; None where something cannot be measured
     """Everything about some latent actions in one row. `per_clip` in it holds the sums from which `compare` and `combine` work.
-    Raises `ValueError` for lengths that differ, codes out of range, or a clip on both sides of the split."""
+    Raises `ValueError` for lengths that differ, codes out of range and, where there is truth, a clip on both sides of the split."""
     lengths = {k: len(v) for k, v in dict(x=x, clips=clips, body=body, split=split, **({} if truth is None else dict(truth=truth['motion']))).items()}
     if len(set(lengths.values())) > 1: raise ValueError('these do not belong together: ' + ', '.join(f'{k} has {n} rows' for k, n in lengths.items()))
     rows, codes = _Rows(clips, body, split), np.asarray(x).dtype.kind in 'iu'

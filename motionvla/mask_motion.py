@@ -157,10 +157,11 @@ def ensure_motion(run,            # with stage masks done
     with open(folder/'.motion.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         samples = read_parquet(folder/'samples.parquet'); shape = [len(samples['clip']), len(BODY_MOTION) + 9]
-        if not path.exists() or list(np.load(path, mmap_mode='r').shape) != shape:  # not there, or of a version that measured something else
-            note = read_json(progress, {})
-            if not partial.exists() or note.get('shape') != shape or note.get('px') != px:
-                note = dict(shape=shape, px=px, rows=0)
+        made, note = dict(shape=shape, px=px, limit=STEP_LIMIT), read_json(progress, {})
+        same = {k: note.get(k) for k in made} == made  # else of a version that measured something else
+        if not path.exists() or not same:
+            if not partial.exists() or not same:
+                note = made | dict(rows=0)
                 np.lib.format.open_memmap(partial, 'w+', np.float32, tuple(shape)).flush(); write_json(progress, note)
             _fill(run, samples, np.lib.format.open_memmap(partial, 'r+'), note, progress, px)
             partial.rename(path)
