@@ -227,7 +227,7 @@ def label_rows(job: Job, folder: Path, repeats: int, film_s: int, hz: float = 5.
     model, kept = job.model.eval(), []
     source, target = (np.tile(r, 8)[:max(64, 4*job.batch)] for r in job.rows(0))
     ways = {'cached features, plain': TRICKS, 'cached features, ours': ()}; seconds = {k: [] for k in ways}
-    told = np.zeros((len(source), 5), np.float32) if model.motion_input else None
+    told = np.zeros((len(source), len(BODY_MOTION)), np.float32) if model.motion_input else None
     def timed(f):
         start = spent(); f()
         if job.device == 'cuda': torch.cuda.synchronize()
