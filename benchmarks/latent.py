@@ -192,7 +192,7 @@ def search_one(world, name, masks, steps, choice) -> dict:
 def to_try(choices, rows) -> list:
     "What a search has still to train: its choices, then a rate further as long as the best one stands at the edge of those tried."
     missing = [c for c in choices if c not in [r['choice'] for r in rows]]
-    if missing or not rows: return missing
+    if missing: return missing
     best, rates = max(rows, key=lambda r: r['criterion'])['choice'], {r['choice'].get('lr') for r in rows}
     if best.get('lr') not in RATES: return []
     at, edges = RATES.index(best['lr']), {min(rates): -1, max(rates): 1}

@@ -389,14 +389,15 @@ def which_scores(x, label: np.ndarray, clips, fit, score, penalty=1., rounds: in
     "accuracy with its interval and chance (one label in so many: the classifier weighs all labels alike, so it does not fall back on the commonest), balanced accuracy and the number of labels, of a ridge classifier of `label` `n` (int, −1 = unknown)."
     from sklearn.linear_model import RidgeClassifier
     fit = fit & (label >= 0); score = score & np.isin(label, np.unique(label[fit]))
-    if len(np.unique(label[fit])) < 2 or not score.any(): return None
+    kinds = len(np.unique(label[fit]))
+    if kinds < 2 or not score.any(): return None
     if penalty is None: penalty = .01*fit.sum()
     x = x.x if isinstance(x, Seen) else x
     right = RidgeClassifier(alpha=penalty, class_weight='balanced').fit(x[fit], label[fit]).predict(x[score]) == label[score]
     _, at, n = np.unique(clips[score], return_inverse=True, return_counts=True); y = label[score]
     w = draw_clips(len(n), rounds, seed); low, high = np.quantile((w @ np.bincount(at, right))/(w @ n), [.025, .975])
     return dict(accuracy=float(right.mean()), low=float(low), high=float(high), balanced=float(np.mean([right[y == c].mean() for c in np.unique(y)])),
-                chance=1/len(np.unique(label[fit])), labels=len(np.unique(label[fit])))
+                chance=1/kinds, labels=kinds)
 
 # %% ../nbs/parts/latent_probe.ipynb #1534dffc
 SCORES = ('motion', 'camera', 'motion_minus_leak', 'opening', 'hand_to_robot')  # that can be compared from rows of results

@@ -159,7 +159,8 @@ def ensure_motion(run,            # with stage masks done
         samples = read_parquet(folder/'samples.parquet'); shape = [len(samples['clip']), len(BODY_MOTION) + 9]
         made, note = dict(shape=shape, px=px, limit=STEP_LIMIT), read_json(progress, {})
         same = {k: note.get(k) for k in made} == made  # else of a version that measured something else
-        if not path.exists() or not same:
+        if not same: path.unlink(missing_ok=True)  # before the note says otherwise: should this be killed, what was there must not pass for what is made now
+        if not path.exists():
             if not partial.exists() or not same:
                 note = made | dict(rows=0)
                 np.lib.format.open_memmap(partial, 'w+', np.float32, tuple(shape)).flush(); write_json(progress, note)
