@@ -248,8 +248,7 @@ class _Reading:
 
     def words(self, instructions): # b strings → tokens and mask, `b l`
         "Instructions as the VLM's tokenizer splits them."
-        text = self.vlm.tokenizer([i or 'act' for i in instructions], padding=True, return_tensors='pt', return_token_type_ids=False).to(self.kind.device)
-        return text.input_ids, text.attention_mask
+        return tuple(x.to(self.kind.device) for x in self.vlm.split([i or 'act' for i in instructions]))
 
 # %% ../nbs/04_intent_perception.ipynb #217d2e6c
 class IntentPerceptionPolicy(_Acting, _Reading, nn.Module, _Shared):
