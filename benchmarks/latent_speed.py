@@ -239,12 +239,14 @@ def label_rows(job: Job, folder: Path, repeats: int, film_s: int, hz: float = 5.
     times = np.arange(0, film_s - 1/hz, 1/hz); gap = int(hz); pairs = np.arange(len(times) - gap)
     for px in (224, 480):
         path, got, b, config = film(folder/f'{px}.mp4', px, film_s), {}, [np.inf]*4, MasksConfig()
-        def decode(): got['frames'] = torch.from_numpy(read_frames(path, times, size=job.net.image_px))
+        def decode():  # for a model that is told, the flow's pictures and the encoder's come from one reading
+            if not model.motion_input: got['frames'] = torch.from_numpy(read_frames(path, times, size=job.net.image_px))
         def encode(): got['features'] = job.net(got['frames'].to(job.device)).half().cpu().numpy()
         def mask():
             if not model.motion_input: got['way'] = None; return
             clip = video_clip('film', {'': path}); masked = masked_windows(clip, make_provider(config, {}, clip), config)
-            got['way'] = np.concatenate([way for _, way, _ in follow_body(clip, masked)])
+            pictures, way, _ = zip(*follow_body(clip, masked, job.net.image_px))
+            got['frames'], got['way'] = torch.from_numpy(np.concatenate(pictures)), np.concatenate(way)
         def label():
             body = None if got['way'] is None else (got['way'][pairs + gap] - got['way'][pairs]).astype(np.float32)
             label_pairs(model, got['features'], pairs, pairs + gap, 256, progress=False, body=body)

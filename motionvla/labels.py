@@ -22,7 +22,7 @@ from .bulk import ClipStore, ClipWorker, ShardWriter, alone, check_names, cores,
 from .config import Config, ConfigError, MasksConfig, parse_overrides, update
 from .datasets import Clip, DataError, open_clip
 from .mask_bulk import Stretch, masked_windows
-from .mask_motion import BODY_MOTION, MOTION_PX, clip_motion, shrunk
+from .mask_motion import BODY_MOTION, follow
 from .mask_providers import make_provider
 from .runs import read_json
 from .scenes import HUMANS
@@ -100,16 +100,15 @@ def pair_times(film: Clip, how: Labelling) -> tuple:  # stamps of the samples `t
 # %% ../nbs/parts/labels.ipynb #7e6aa4d8
 def follow_body(film: Clip,
                 masked: Iterator[Stretch], # `masked_windows` of the same film
-               ) -> Iterator[tuple]:       # frames uint8 `w px px 3`; float64 `w 6`, the body's way since the first sample (`BODY_MOTION`); is there a mask?
+                picture_px: int,           # side of the pictures
+               ) -> Iterator[tuple]:       # pictures uint8 `w px px 3`; float64 `w 6`, the body's way since the first sample (`BODY_MOTION`); is there a mask?
     "How far the body has moved against the room, window by window."
-    total, before = np.zeros(len(BODY_MOTION)), None
-    for part in masked:
-        now = np.stack([shrunk(m) for m in part.masks]), film.frames(part.time_s, MOTION_PX)
-        masks, frames = now if before is None else (np.concatenate(both) for both in zip(before, now))
-        ways = np.cumsum(clip_motion(frames, masks)[0][:-1].astype(np.float64), 0)  # of each frame to the next
-        way = total + np.concatenate([np.zeros((1, len(total))), ways])[-len(part.masks):]
-        yield now[1], way, bool(part.masks.any())
-        total, before = way[-1], tuple(x[-1:] for x in now)
+    total, some = np.zeros(len(BODY_MOTION)), []
+    def windows():
+        for part in masked: some.append(bool(part.masks.any())); yield part.time_s, part.masks
+    for pictures, body, _ in follow(film, windows(), picture_px=picture_px):
+        way = total + np.cumsum(body.astype(np.float64), 0); total = way[-1]
+        yield pictures, way, some[-1]
 
 
 def _windows(film, times, needed, how, masked):
@@ -119,9 +118,9 @@ def _windows(film, times, needed, how, masked):
             now = needed[start:start + WINDOW]; yield now, film.frames(times[now], how.image_px), None
         return
     first, found = 0, False
-    for frames, way, some in follow_body(film, masked):
+    for pictures, way, some in follow_body(film, masked, how.image_px):
         now = first + np.arange(len(way)); first, found, use = first + len(way), found or some, np.isin(now, needed)
-        if use.any(): yield now[use], frames[use] if how.image_px == MOTION_PX else film.frames(times[now[use]], how.image_px), way[use]
+        if use.any(): yield now[use], pictures[use], way[use]
     if not found: raise VideoError(f'{film.clip} has nothing to mask: no body in any of its {first} frames, and this model is told how the body moves')
 
 # %% ../nbs/parts/labels.ipynb #985837fd
