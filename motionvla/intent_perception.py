@@ -6,7 +6,7 @@
 __all__ = ['SHAKE_STEPS', 'METHODS', 'Normalizer', 'layout', 'chunk_at', 'keyframes', 'next_places', 'Observations',
            'load_observations', 'Perception', 'pointer_loss', 'IntentPerceptionPolicy', 'shake', 'codes_to_read',
            'intent_loss', 'policy_loss', 'new_policy', 'policy_batches', 'train_pointer', 'train_policy', 'load_policy',
-           'open_loop', 'make_policy', 'ensure_policy']
+           'train_alone', 'train_policies', 'open_loop', 'make_policy', 'ensure_policy']
 
 # %% ../nbs/04_intent_perception.ipynb #2f8464ce
 import math
@@ -420,6 +420,27 @@ def load_policy(run: Run, method: str) -> IntentPerceptionPolicy:
     with redirect_stdout(None): policy = IntentPerceptionPolicy.from_pretrained(folder)  # the hub's loader prints
     return policy.to(device()).eval()
 
+# %% ../nbs/04_intent_perception.ipynb #5f9a6bc3
+def train_alone(folder: str, method: str):
+    "Trains one policy of a run, for `meanwhile`."
+    from motionvla.runs import reopen_run
+    train_policy(reopen_run(folder, 'policy'), method)
+
+
+def train_policies(run: Run) -> dict:  # method → the last row of its metrics
+    "Trains both policies: side by side where one process has several threads and no GPU, else one after the other. Where the other process fails, this one goes on from what it left."
+    from motionvla.encoders import ensure_features
+    from motionvla.training import meanwhile
+    threads = torch.get_num_threads()
+    if device().type == 'cpu' and processes()[1] == 1 and threads > 1:
+        features, train = ensure_features(run), load_observations(run)
+        if run.config.policy.pointer: train_pointer(run, new_policy(run, METHODS[0], train, features), features, train)  # both stand on it
+        with meanwhile('motionvla.intent_perception:train_alone', str(run.path), METHODS[1], threads=threads//2):
+            torch.set_num_threads(threads - threads//2)
+            try: train_policy(run, METHODS[0])
+            finally: torch.set_num_threads(threads)
+    return {m: train_policy(run, m) for m in METHODS}  # what is trained already is only read
+
 # %% ../nbs/04_intent_perception.ipynb #032b9758
 @torch.no_grad()
 def open_loop(policy: IntentPerceptionPolicy,
@@ -446,9 +467,8 @@ def open_loop(policy: IntentPerceptionPolicy,
 def make_policy(run: Run):
     "Trains both policies and scores them on the robot's held-out clips (open loop)."
     from motionvla.encoders import ensure_features
-    summary = {}
-    for method in METHODS:
-        last, features = train_policy(run, method), ensure_features(run)
+    summary, features = {}, ensure_features(run)
+    for method, last in train_policies(run).items():
         if processes()[0]: continue  # the main process does the rest
         try: seen = load_observations(run, 'test')
         except ValueError: seen = None

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['batch_rows', 'seed_step', 'learning_rate', 'parameter_groups', 'share', 'to_device', 'together', 'shared_sum',
            'shared_mean', 'gathered', 'from_main', 'share_of', 'save_checkpoint', 'load_checkpoint', 'shard_blocks',
-           'clip_gradients', 'fit', 'launch', 'curves']
+           'clip_gradients', 'fit', 'launch', 'meanwhile', 'curves']
 
 # %% ../nbs/parts/training.ipynb #85af29e6
-import copy, json, math, os, subprocess, sys, time
+import copy, json, math, os, subprocess, sys, tempfile, time
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -382,6 +383,29 @@ def launch(run,         # a `Run`
         if process.poll() is None and sys.exc_info()[0]: process.terminate()
         process.wait()
     if process.returncode or not run.done(stage): raise RuntimeError(f'{stage}: one of {n} processes failed (torchrun ended with {process.returncode}); what it said stands above')
+
+# %% ../nbs/parts/training.ipynb #2c7e3a91
+_ALONE = """import importlib, os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()  # the pipe closes when whoever holds it is gone
+module, function = sys.argv[1].split(':'); getattr(importlib.import_module(module), function)(*sys.argv[2:])"""
+
+
+@contextmanager
+def meanwhile(target: str,  # module:function, in a process of its own
+              *words: str,  # what it is called with
+              threads: int = 1, # that it may use
+             ):             # yields the process
+    "While the block works, so does another process; at the end they meet. It never outlives this one, and a failure is printed, not raised: what it was to make is missing."
+    import motionvla
+    home = os.pathsep.join(filter(None, [str(Path(motionvla.__file__).parent.parent), os.environ.get('PYTHONPATH')]))
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen([sys.executable, '-c', _ALONE, target, *words], stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT,
+                                 env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONPATH=home))
+        try: yield child; child.wait()
+        finally: child.terminate(); child.stdin.close(); child.wait()
+        if child.returncode:
+            said.seek(0); last = said.read().decode(errors='replace').strip().splitlines()
+            print(f'{target} {" ".join(words)} ended with {child.returncode} in a process of its own: {last[-1] if last else "it said nothing"}', flush=True)
 
 # %% ../nbs/parts/training.ipynb #a3e374a3
 def curves(folder: str | Path) -> dict:  # name → NumPy array, one value a row

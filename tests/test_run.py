@@ -205,3 +205,32 @@ def test_finished_run_does_nothing(whole_run):
     done = motionvla('run', *SETTINGS, '--run-dir', folder)
     assert done.returncode == 0 and 'finished before: 00_masks' in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file() and not p.name.endswith('.lock')}
+
+
+ALONE = """import os, time
+from motionvla.training import meanwhile
+with meanwhile('signal:pause') as child: print(child.pid, flush=True); time.sleep(120)"""
+
+
+def test_no_process_outlives_whoever_started_it():
+    with subprocess.Popen([BIN/'python', '-c', ALONE], env=environment(), stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(1); assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        os.kill(parent.pid, signal.SIGKILL)
+        child.wait(30)
+
+
+def test_policies_trained_side_by_side(whole_run, tmp_path):
+    "With two threads the second policy has a process of its own; both end as they do one after the other, also where that process was killed."
+    run = tmp_path/'run'; shutil.copytree(whole_run[0], run)
+    for stage in ('policy', 'eval'): shutil.rmtree(run/stage)
+    command = [BIN/'motionvla', 'train', 'policy', '--run-dir', run]
+    with subprocess.Popen(command, env=environment() | dict(OMP_NUM_THREADS='2'), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while steps(run, 'policy/from_scratch') < 40 and process.poll() is None: time.sleep(.1)
+        inner = [c for c in psutil.Process(process.pid).children(recursive=True) if 'train_alone' in ' '.join(c.cmdline())]
+        assert len(inner) == 1, 'from_scratch was not trained in a process of its own'
+        inner[0].kill(); said = process.stdout.read()
+    assert process.returncode == 0 and 'in a process of its own' in said, said[-2000:]
+    for stage in TRAINED[2:]:
+        x, y = metrics(whole_run[0], stage), metrics(run, stage)
+        assert max(x) == max(y) and abs(x[max(x)]['loss'] - y[max(y)]['loss']) < .02*abs(x[max(x)]['loss'])  # sums of floats in another order
