@@ -325,10 +325,24 @@ def save(file, steps):
     with contextlib.redirect_stdout(io.StringIO()): machine.save('latent', [{k: v for k, v in r.items() if k != 'per_clip'} for r in rows_of(file, steps)])
 
 
+def on_shared_clips(rows) -> list:
+    "Rows with the sums of those clips alone that all of them have with the same number of pairs: on another machine an episode or two can end otherwise, and is another clip."
+    from motionvla.latent_probe import pack, unpack
+    sums = [{k: unpack(v) for k, v in r['per_clip'].items()} for r in rows]
+    for key in sorted(set().union(*sums)):
+        mine = [s for s in sums if key in s]
+        shared = set.intersection(*(set(zip(s[key]['names'].tolist(), s[key]['n'].tolist())) for s in mine))
+        if left := {c for s in mine for c, n in zip(s[key]['names'].tolist(), s[key]['n'].tolist()) if (c, n) not in shared}: print(f'{key}: not the same pairs in all rows, left out of the comparison: {", ".join(sorted(left))}', flush=True)
+        for s in mine:
+            keep = np.array([pair in shared for pair in zip(s[key]['names'].tolist(), s[key]['n'].tolist())])
+            s[key] = {k: v[keep] for k, v in s[key].items()}
+    return [r | dict(per_clip={k: pack(v) for k, v in s.items()}) for r, s in zip(rows, sums)]
+
+
 def rank(file, steps):
     "For each kind of masks: methods in order of motion less leak, with intervals and paired tests against ours."
     from motionvla.latent_measure import ranking
-    rows, out = rows_of(file, steps), []
+    rows, out = on_shared_clips(rows_of(file, steps)), []
     for masks in sorted({r['masks'] for r in rows} - {'none'}):
         for variant in ('codes', 'continuous'):
             mine = {}

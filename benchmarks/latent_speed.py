@@ -244,7 +244,7 @@ def label_rows(job: Job, folder: Path, repeats: int, film_s: int, hz: float = 5.
         def encode(): got['features'] = job.net(got['frames'].to(job.device)).half().cpu().numpy()
         def mask():
             if not model.motion_input: got['way'] = None; return
-            clip = video_clip('film', {'': path}); masked = masked_windows(clip, make_provider(config, {}, clip), config)
+            clip, other = (video_clip('film', {'': path}) for _ in range(2)); masked = masked_windows(other, make_provider(config, {}, other), config)  # two readings, as `clip_labels` has them
             pictures, way, _ = zip(*follow_body(clip, masked, job.net.image_px))
             got['frames'], got['way'] = torch.from_numpy(np.concatenate(pictures)), np.concatenate(way)
         def label():

@@ -431,15 +431,15 @@ def train_policies(run: Run) -> dict:  # method → the last row of its metrics
     "Trains both policies: side by side where one process has several threads and no GPU, else one after the other. Where the other process fails, this one goes on from what it left."
     from motionvla.encoders import ensure_features
     from motionvla.training import meanwhile
-    threads = torch.get_num_threads()
-    if device().type == 'cpu' and processes()[1] == 1 and threads > 1:
-        features, train = ensure_features(run), load_observations(run)
-        if run.config.policy.pointer: train_pointer(run, new_policy(run, METHODS[0], train, features), features, train)  # both stand on it
-        with meanwhile('motionvla.intent_perception:train_alone', str(run.path), METHODS[1], threads=threads//2):
-            torch.set_num_threads(threads - threads//2)
-            try: train_policy(run, METHODS[0])
-            finally: torch.set_num_threads(threads)
-    return {m: train_policy(run, m) for m in METHODS}  # what is trained already is only read
+    threads, (first, second) = torch.get_num_threads(), METHODS
+    if device().type != 'cpu' or processes()[1] > 1 or threads < 2 or (run.stage('policy')/second/'model').exists(): return {m: train_policy(run, m) for m in METHODS}
+    features, train = ensure_features(run), load_observations(run)
+    if run.config.policy.pointer: train_pointer(run, new_policy(run, first, train, features), features, train)  # both stand on it
+    with meanwhile('motionvla.intent_perception:train_alone', str(run.path), second, threads=threads//2):
+        torch.set_num_threads(threads - threads//2)
+        try: last = train_policy(run, first)
+        finally: torch.set_num_threads(threads)
+    return {first: last, second: train_policy(run, second)}  # of the second nothing is left to train, unless its process failed
 
 # %% ../nbs/04_intent_perception.ipynb #032b9758
 @torch.no_grad()

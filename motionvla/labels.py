@@ -83,7 +83,7 @@ def label_origin(how: Labelling) -> dict:  # plain JSON values
         raise ConfigError(f'{how.model} was trained on features of {made.get("grid")}² patches with {made.get("dim")} channels, and {how.encoder} at {how.image_px} px gives '
                           f'{encoder.grid}² with {encoder.dim}: set vqvae.encoder and vqvae.image_px as they were')
     kept = {k: v for k, v in asdict(how).items() if k not in ('model', 'batch')}
-    return dict(model=digest.hexdigest()[:12], **kept, tokens=made.get('tokens', 4), codes=made.get('codes', 16), library=__version__)
+    return dict(model=digest.hexdigest()[:12], **kept, measured=made.get('measured', ''), tokens=made.get('tokens', 4), codes=made.get('codes', 16), library=__version__)
 
 # %% ../nbs/parts/labels.ipynb #32bf0068
 WINDOW = 128  # pictures encoded together; a multiple of what an encoder takes at a time

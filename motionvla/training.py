@@ -386,7 +386,7 @@ def launch(run,         # a `Run`
 
 # %% ../nbs/parts/training.ipynb #2c7e3a91
 _ALONE = """import importlib, os, sys, threading
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()  # the pipe closes when whoever holds it is gone
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()  # the pipe closes when whoever holds it is gone
 module, function = sys.argv[1].split(':'); getattr(importlib.import_module(module), function)(*sys.argv[2:])"""
 
 
@@ -404,8 +404,8 @@ def meanwhile(target: str,  # module:function, in a process of its own
         try: yield child; child.wait()
         finally: child.terminate(); child.stdin.close(); child.wait()
         if child.returncode:
-            said.seek(0); last = said.read().decode(errors='replace').strip().splitlines()
-            print(f'{target} {" ".join(words)} ended with {child.returncode} in a process of its own: {last[-1] if last else "it said nothing"}', flush=True)
+            said.seek(0); last = said.read().decode(errors='replace').strip().splitlines()[-20:]
+            print(f'{target} {" ".join(words)} ended with {child.returncode} in a process of its own; the last it said:', *last, sep='\n', flush=True)
 
 # %% ../nbs/parts/training.ipynb #a3e374a3
 def curves(folder: str | Path) -> dict:  # name → NumPy array, one value a row

@@ -24,7 +24,7 @@ from torch import nn
 from .config import ConfigError, VQVAEConfig, set_seed
 from .datasets import clip_part, list_clips, open_dataset
 from .encoders import ensure_features
-from .mask_motion import BODY_MOTION, ensure_motion, pair_motion_2d, sample_coverage
+from .mask_motion import BODY_MOTION, MEASURED, ensure_motion, pair_motion_2d, sample_coverage
 from .masks import Pairs, ensure_masks, load_pairs
 from .motion_heads import MotionHeads, coverage_loss, foreground, invariance_loss, leak_loss, motion_losses, other_background, unaligned
 from .quantisers import CollapseGate, make_quantiser
@@ -155,9 +155,10 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
                  width: int = 96, heads: int = 4, encoder_blocks: int = 3, decoder_blocks: int = 3,
                  tokens: int = 4, codes: int = 16, code_dim: int = 32, beta: float = .25, decay: float = .98,
                  background_sees_first_frame: bool = False, difference_input: bool = True, motion_input: bool = False, predict: str = 'gate',
-                 quantiser: str = 'vq', restart_dead_codes: bool = True, collapse_share: float = 0., steps: int = 0):  # names as in `VQVAEConfig`, whose values the stage hands over
+                 quantiser: str = 'vq', restart_dead_codes: bool = True, collapse_share: float = 0., steps: int = 0,  # names as in `VQVAEConfig`, whose values the stage hands over
+                 measured: str = ''):  # how the motion that it is told was measured
         super().__init__()
-        self.dim, self.grid, self.tokens, self.codes, self.motion_input = dim, grid, tokens, codes, motion_input
+        self.dim, self.grid, self.tokens, self.codes, self.motion_input, self.measured = dim, grid, tokens, codes, motion_input, measured
         self.register_buffer('mean', torch.zeros(dim)); self.register_buffer('std', torch.ones(dim))
         self.encoder = PairEncoder(dim, grid**2, width, heads, encoder_blocks, tokens, difference_input, motion_input)
         self.to_action, self.to_background = nn.Linear(width, code_dim), nn.Linear(width, code_dim)
@@ -167,6 +168,8 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file, map_location, strict):
+        if model.motion_input and model.measured != MEASURED:
+            raise ConfigError(f'{model_file} was told motion measured otherwise ({model.measured or "by an earlier version"}; here: {MEASURED}): train it anew (stage vqvae)')
         try: return super()._load_as_safetensor(model, model_file, map_location, strict)
         except RuntimeError as e:
             if 'state_dict' not in str(e): raise
@@ -316,7 +319,7 @@ def new_vqvae(run: Run, features, pairs: Pairs) -> HybridDisentangledVQVAE:
     set_seed(run.config.seed)
     own = {k: getattr(c, k) for k in ('width', 'heads', 'encoder_blocks', 'decoder_blocks', 'tokens', 'codes', 'code_dim', 'beta', 'decay', 'background_sees_first_frame',
                                       'difference_input', 'motion_input', 'predict', 'quantiser', 'restart_dead_codes', 'collapse_share', 'steps')}
-    model = HybridDisentangledVQVAE(d, round(n**.5), **own)
+    model = HybridDisentangledVQVAE(d, round(n**.5), measured=MEASURED if c.motion_input else '', **own)
     rows = training_rows(run, pairs); frames = np.unique(np.r_[pairs.source[rows], pairs.target[rows]])
     some = torch.from_numpy(features[frames[::max(1, len(frames)//1000)]]).float().flatten(0, 1)
     model.mean.copy_(some.mean(0)); model.std.copy_(some.std(0).clamp(min=1e-3))

@@ -93,3 +93,16 @@ def test_a_method_without_masks_runs_once_for_all(bench):
     cells = bench.plan(asked, SimpleNamespace(config=VQVAEConfig()))
     assert [c for c in cells if c[2] == 0] == [('ours', 'flow', 0), ('ours', 'truth', 0), ('lapo', 'none', 0), ('masklam', 'flow', 0), ('masklam', 'truth', 0), ('linear', 'none', 0)]
     assert len(cells) == 12 and len(bench.names()) > 15
+
+
+def test_rows_of_other_episodes_are_compared_on_the_clips_they_share(bench, capsys):
+    from motionvla.latent_probe import clip_sums, compare, pack, unpack
+    rng = np.random.default_rng(0); clips = np.repeat([f'human/{i:06d}' for i in range(8)], 5)
+    def row(seed, some):
+        y = rng.normal(size=(len(some), 3)); sums = clip_sums(y, y + .5*rng.normal(size=y.shape), some)
+        return dict(seed=seed, per_clip={'motion': pack(sums), 'camera': pack(sums)})
+    here, there = [row(s, clips) for s in range(2)], [row(s, clips[1:]) for s in range(2)]  # elsewhere the first episode ended sooner
+    with pytest.raises(ValueError, match='different clips'): compare(here, there)
+    mended = bench.on_shared_clips(here + there); compare(mended[:2], mended[2:])
+    assert all(unpack(r['per_clip']['motion'])['names'].tolist() == [f'human/{i:06d}' for i in range(1, 8)] for r in mended) and 'human/000000' in capsys.readouterr().out
+    assert bench.on_shared_clips(here) == here  # nothing is left out where all agree
