@@ -168,12 +168,13 @@ class HybridDisentangledVQVAE(nn.Module, PyTorchModelHubMixin, library_name='mot
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file, map_location, strict):
-        if model.motion_input and model.measured != MEASURED:
-            raise ConfigError(f'{model_file} was told motion measured otherwise ({model.measured or "by an earlier version"}; here: {MEASURED}): train it anew (stage vqvae)')
-        try: return super()._load_as_safetensor(model, model_file, map_location, strict)
+        try: model = super()._load_as_safetensor(model, model_file, map_location, strict)
         except RuntimeError as e:
             if 'state_dict' not in str(e): raise
             raise ConfigError(f'{model_file} is of another version, whose model had other parts: train it anew (stage vqvae)') from None
+        if model.motion_input and model.measured != MEASURED:
+            raise ConfigError(f'{model_file} is of another version, which was told motion measured otherwise ({model.measured or "not said how"}; here: {MEASURED}): train it anew (stage vqvae)')
+        return model
 
     def standard(self, features): return (features.float() - self.mean)/self.std
 

@@ -179,6 +179,14 @@ def test_a_model_of_another_version(films, trained, tmp_path):
     assert done.returncode and 'of another version' in done.stdout and 'Traceback' not in done.stdout, done.stdout
 
 
+def test_a_model_that_was_told_something_else(films, trained, tmp_path):
+    "Six numbers, but measured otherwise: they would fit, and mean something else."
+    shutil.copytree(trained/'vqvae'/'model', tmp_path/'saved'); file = tmp_path/'saved'/'config.json'
+    made = json.loads(file.read_text()); assert made.pop('measured'); file.write_text(json.dumps(made))
+    done = motionvla('label', films, '--model', tmp_path/'saved', '--profile', 'tiny', '--out', tmp_path/'labels')
+    assert done.returncode and 'measured otherwise' in done.stdout and 'Traceback' not in done.stdout and not list(tmp_path.glob('labels/*.parquet')), done.stdout
+
+
 MEMORY = '''
 import sys, numpy as np, torch
 from motionvla.datasets import Clip
